@@ -1,0 +1,74 @@
+"""The door for extensions: everything a plugin needs, and the only module (with ``lnlbench.blocks``) it may import."""
+
+from __future__ import annotations
+
+from lnlbench.contracts.backbone import BackboneEntry, BackboneFactory
+from lnlbench.contracts.dataset import Dataset, DatasetEntry, DataStore, Edition, ImageData, RemoteFile
+from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Listener, Resources
+from lnlbench.contracts.method import Method, MethodConfig, MethodEntry, Paper
+from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator
+from lnlbench.contracts.run import Run, Stage, Stateful, Stream
+from lnlbench.contracts.suite import NoiseSettings, Suite, SuiteFile, SuiteTask
+from lnlbench.contracts.task import Batch, Loader, Network, Task, TaskInfo, ValidationSplit
+from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, ViewRecipe
+from lnlbench.errors import (
+    DataError,
+    DivergedError,
+    LnlbenchError,
+    PluginError,
+    StorageError,
+    UnknownNameError,
+    UsageError,
+)
+from lnlbench.hookspecs import hookimpl
+from lnlbench.records import CellSpec
+
+__all__ = [
+    "PLAIN",
+    "BackboneEntry",
+    "BackboneFactory",
+    "Batch",
+    "CellSpec",
+    "DataError",
+    "DataStore",
+    "Dataset",
+    "DatasetEntry",
+    "DivergedError",
+    "Edition",
+    "Executor",
+    "ExecutorEntry",
+    "GeneratedLabels",
+    "ImageData",
+    "Job",
+    "Listener",
+    "LnlbenchError",
+    "Loader",
+    "Method",
+    "MethodConfig",
+    "MethodEntry",
+    "Network",
+    "NoiseEntry",
+    "NoiseGenerator",
+    "NoiseSettings",
+    "Paper",
+    "PluginError",
+    "RandomCrop",
+    "RandomFlip",
+    "RemoteFile",
+    "Resources",
+    "Run",
+    "Stage",
+    "Stateful",
+    "StorageError",
+    "Stream",
+    "Suite",
+    "SuiteFile",
+    "SuiteTask",
+    "Task",
+    "TaskInfo",
+    "UnknownNameError",
+    "UsageError",
+    "ValidationSplit",
+    "ViewRecipe",
+    "hookimpl",
+]

@@ -1,0 +1,1 @@
+"""What extensions implement or receive, one noun per file. Extensions import these names from ``lnlbench.api``."""
