@@ -1,0 +1,55 @@
+"""The core's own datasets, noise generators, backbones, executors and suites, registered through the public hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lnlbench.api import (
+    BackboneEntry,
+    DatasetEntry,
+    ExecutorEntry,
+    NoiseEntry,
+    SuiteFile,
+    hookimpl,
+)
+
+_HERE = Path(__file__).parent
+
+
+@hookimpl
+def lnlbench_datasets() -> Sequence[DatasetEntry]:
+    """The embedded digits, and the public archives."""
+    from lnlbench.builtin.datasets import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def lnlbench_noise() -> Sequence[NoiseEntry]:
+    """The synthetic noise families of the literature."""
+    from lnlbench.builtin.noise import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def lnlbench_backbones() -> Sequence[BackboneEntry]:
+    """The networks of the papers, and every timm model."""
+    from lnlbench.builtin.backbones import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def lnlbench_executors() -> Sequence[ExecutorEntry]:
+    """This process, or one worker process per cell."""
+    from lnlbench.builtin.executors import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def lnlbench_suites() -> Sequence[SuiteFile]:
+    """Every TOML file in the suites folder."""
+    return [SuiteFile(path=path) for path in sorted((_HERE / "suites").glob("*.toml"))]
