@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lnlbench.contracts.backbone import BackboneEntry, BackboneFactory
 from lnlbench.contracts.dataset import Dataset, DatasetEntry, DataStore, Edition, ImageData, RemoteFile
-from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Listener, Resources
+from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Launcher, Listener, Resources
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry, Paper
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator
 from lnlbench.contracts.run import Run, Stage, Stateful, Stream
@@ -40,6 +40,7 @@ __all__ = [
     "GeneratedLabels",
     "ImageData",
     "Job",
+    "Launcher",
     "Listener",
     "LnlbenchError",
     "Loader",

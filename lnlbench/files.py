@@ -23,26 +23,39 @@ from lnlbench.errors import StorageError
 class Fs(Protocol):
     """The file-system calls that decide whether data survive."""
 
-    def open(self, path: Path, mode: str) -> IO[bytes]: ...
-    def fsync(self, file: IO[bytes]) -> None: ...
-    def replace(self, source: Path, target: Path) -> None: ...
-    def fsync_dir(self, path: Path) -> None: ...
-    def unlink(self, path: Path) -> None: ...
+    def open(self, path: Path, mode: str) -> IO[bytes]:
+        """Open a file in binary mode."""
+
+    def fsync(self, file: IO[bytes]) -> None:
+        """Force a file's content to the disk."""
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename, replacing the target atomically."""
+
+    def fsync_dir(self, path: Path) -> None:
+        """Force a folder's entries to the disk."""
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file if it is there."""
 
 
 class OsFs:
     """The real file system."""
 
     def open(self, path: Path, mode: str) -> IO[bytes]:
-        return open(path, mode)  # type: ignore[return-value]
+        """Open a file in binary mode."""
+        return open(path, mode)
 
     def fsync(self, file: IO[bytes]) -> None:
+        """Force a file's content to the disk."""
         os.fsync(file.fileno())
 
     def replace(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
+        """Rename, replacing the target atomically."""
+        source.replace(target)
 
     def fsync_dir(self, path: Path) -> None:
+        """Force a folder's entries to the disk."""
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -50,6 +63,7 @@ class OsFs:
             os.close(handle)
 
     def unlink(self, path: Path) -> None:
+        """Delete a file if it is there."""
         path.unlink(missing_ok=True)
 
 
@@ -66,9 +80,11 @@ class HashingWriter(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
+        """Always true."""
         return True
 
     def write(self, data: Any, /) -> int:
+        """Pass data on, and into the hash."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
         try:
@@ -81,10 +97,12 @@ class HashingWriter(io.RawIOBase):
         return len(view)
 
     def flush(self) -> None:
+        """Flush the file below."""
         if not self._file.closed:
             self._file.flush()
 
     def hexdigest(self) -> str:
+        """Return the SHA-256 (hex) of everything written so far."""
         return self._hash.hexdigest()
 
 
@@ -117,7 +135,8 @@ def write_atomically(path: Path, write: Callable[[HashingWriter], None], fs: Fs 
     except BaseException as error:
         with contextlib.suppress(OSError):
             fs.unlink(temporary)
-        cause = error if isinstance(error, OSError) else writer and writer.error
+        lost = writer.error if writer is not None else None
+        cause = error if isinstance(error, OSError) else lost
         if cause is not None:
             raise storage_error(cause, path) from error
         raise

@@ -64,7 +64,7 @@ class CellSpec(_Record):
     noise: NoiseSpec = Field(description="The noise.")
     views: dict[str, Any] = Field(description="Augmentation recipes by name.")
     seed: int = Field(description="Training seed.")
-    precision: Literal["float32", "bf16", "fp16"] = Field(description="Precision of forward passes.")
+    precision: Literal["float32", "bf16"] = Field(description="Precision of forward passes.")
     compile: bool = Field(False, description="Whether networks are compiled.")
     deterministic: bool = Field(True, description="Whether only deterministic kernels are used.")
     reduced: tuple[str, ...] = Field((), description="Why this is not a full run; empty for a full one.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,12 +44,28 @@ class Resources(BaseModel):
 
 
 Listener = Callable[[str, dict[str, Any]], None]
-"""Receives (cell id, event) for every sign of life of a cell; events are described in :mod:`lnlbench.engine.events`."""
+"""Receives (cell id, event) for every sign of life of a cell; ``event["event"]`` names it."""
+
+
+class Launcher(Protocol):
+    """How a cell is run; handed to an executor by the engine."""
+
+    def here(self, job: Job, device: str, listen: Listener) -> None:
+        """Run the cell in this process. It never raises for a failing cell; the outcome lies in the cell's folder."""
+
+    def command(self, job: Job, device: str) -> tuple[list[str], dict[str, str]]:
+        """Return the argument vector and the environment of a process that runs the cell.
+
+        The process prints one JSON event a line to its standard output; all other output goes to the cell's log.
+        """
 
 
 class Executor(ABC):
     """Runs jobs. A job has succeeded when its folder holds a committed result, whatever its exit code was."""
 
     @abstractmethod
-    def run(self, jobs: Sequence[Job], resources: Resources, listen: Listener) -> None:
-        """Run all jobs and return when none is left; the failure of one never stops another."""
+    def run(self, jobs: Sequence[Job], resources: Resources, launcher: Launcher, listen: Listener) -> None:
+        """Run all jobs and return when none is left; the failure of one never stops another.
+
+        For each job the listener hears, besides the job's own events, ``{"event": "exit", "code": int}`` at the end.
+        """

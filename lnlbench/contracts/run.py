@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Anything with PyTorch's state protocol: modules, optimisers, schedulers, EMA, histories."""
 
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state: tensors, numbers, strings and containers of these."""
 
-    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take a state over."""
 
 
 class Stream(Protocol):

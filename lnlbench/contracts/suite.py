@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -58,7 +58,9 @@ class Suite(_Data):
     epochs: int = Field(ge=1, description="Schedule length for methods whose paper does not cover this dataset.")
     seeds: tuple[int, ...] = Field((1, 2, 3), description="Training seeds of a full run; the noise seed is the same.")
     views: dict[str, ViewRecipe] = Field(description="Named augmentation recipes; 'weak' must be among them.")
-    precision: str = Field("auto", description="'auto', 'float32', 'bf16' or 'fp16'; 'auto' is bf16 where it is fast.")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="Precision of forward passes; 'auto' is bf16 where the hardware has it."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a cell; all cores if not given.")
     variant_of: str | None = Field(None, description="The suite this one is a variant of.")
 
