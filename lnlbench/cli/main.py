@@ -1,0 +1,120 @@
+"""The ``lnlbench`` command. Commands are imported when they are called, so that help costs nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+import lnlbench
+from lnlbench.errors import LnlbenchError, suggest
+
+DEBUG_VARIABLE = "LNLBENCH_DEBUG"
+_COMMANDS = {
+    "run": ("lnlbench.cli.run:run", "Train methods on noisy suites and score them into a leaderboard."),
+    "list": ("lnlbench.cli.list:list_", "List methods, suites, datasets, noise, backbones or executors."),
+    "info": ("lnlbench.cli.info:info", "Tell all about a method, suite, task, dataset, noise or backbone."),
+    "prepare": ("lnlbench.cli.prepare:prepare", "Fetch and verify data ahead of a run."),
+    "noise": ("lnlbench.cli.noise:noise", "Show or export the noisy labels of a task."),
+    "score": ("lnlbench.cli.score:score", "Score finished runs; rebuild the leaderboard from its bundles."),
+    "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules that are imported only when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of a first use."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command."""
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Offer the nearest name for an unknown command."""
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"unknown command {args[0]!r}{suggest(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(lnlbench.__version__, prog_name="lnlbench")
+def cli() -> None:
+    """Benchmark methods for learning with noisy labels.
+
+    First run, a few minutes on a CPU:  lnlbench run --method dividemix --suite digits-sym
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 something failed, 2 the request was wrong, 130 interrupted."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        result: Any = cli.main(args=arguments, prog_name="lnlbench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return _interrupted()
+    except click.ClickException as error:
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no command was given, which click answers with the help text
+            click.echo(message, err=True)
+        else:
+            _complain(message)
+        return 2
+    except LnlbenchError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        return _reader_left()
+    except (Exception, SystemExit) as error:
+        # Click and rich answer a broken pipe with an exit of their own.
+        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+            return _reader_left()
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        first = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {first[0]}" if first else type(error).__name__
+        _complain(f"internal error, please report it: {what} ({DEBUG_VARIABLE}=1 shows where)")
+        return 1
+
+
+def _reader_left() -> int:
+    # The reader (head, less) went away; Python would complain again while it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _interrupted() -> int:
+    click.echo("interrupted; issue the same command again to go on", err=True)
+    return 130
+
+
+def _complain(message: str) -> None:
+    printable = "".join(c if c.isprintable() else " " for c in message)
+    click.echo(f"lnlbench: error: {printable}", err=True)

@@ -1,0 +1,274 @@
+"""``lnlbench run``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lnlbench.cli.common import (
+    console,
+    data_options,
+    data_store,
+    json_option,
+    load_registry,
+    print_json,
+    split_names,
+    tell_of,
+)
+
+if TYPE_CHECKING:
+    from lnlbench.engine.planner import Plan
+    from lnlbench.engine.session import Outcome
+    from lnlbench.plugins import Registry
+    from lnlbench.records import CellSpec
+
+
+@click.command()
+@click.option("--method", "methods", multiple=True, required=True, help="Method; repeat it or separate by commas.")
+@click.option("--suite", "suites", multiple=True, required=True, help="Suite; repeat it or separate by commas.")
+@click.option("--task", "tasks", multiple=True, help="Level such as 0.40, or SUITE@LEVEL.  [default: all levels]")
+@click.option("--seeds", help="Training seeds, e.g. 1,2 or 0-4.  [default: the suite's]")
+@click.option("--noise-seed", type=click.IntRange(min=0), help="Freeze the noise.  [default: the training seed]")
+@click.option("--set", "overrides", multiple=True, metavar="OPTION=VALUE", help="Change a method's option.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Train this long; fewer than the preset is a reduced run.")
+@click.option("--limit-train", type=int, help="Use a fixed subset of the training images: a reduced run.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), help="[default: the suite's]")
+@click.option("--compile", "compile_networks", is_flag=True, help="Compile networks with torch.compile.")
+@click.option(
+    "--deterministic/--fast-kernels", default=True, show_default=True, help="Deterministic kernels, or the fastest."
+)
+@click.option("--jobs-per-gpu", type=click.IntRange(min=1), default=1, show_default=True, help="Cells on one GPU.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Cells side by side on the CPU.  [default: cores / threads]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a cell.  [default: the suite's]")
+@click.option(
+    "--executor", default="local", show_default=True, help="How cells are run; see `lnlbench list executors`."
+)
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    envvar="LNLBENCH_RUNS",
+    help="Folder of all run folders.",
+)
+@click.option(
+    "--leaderboards",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("leaderboards"),
+    show_default=True,
+    envvar="LNLBENCH_LEADERBOARDS",
+    help="Folder of the leaderboards.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be run, and stop.")
+@data_options
+@json_option
+def run(
+    methods: tuple[str, ...],
+    suites: tuple[str, ...],
+    tasks: tuple[str, ...],
+    seeds: str | None,
+    noise_seed: int | None,
+    overrides: tuple[str, ...],
+    epochs: int | None,
+    limit_train: int | None,
+    device: str,
+    precision: str | None,
+    compile_networks: bool,
+    deterministic: bool,
+    jobs_per_gpu: int,
+    jobs: int | None,
+    threads: int | None,
+    executor: str,
+    runs: Path,
+    leaderboards: Path,
+    dry_run: bool,
+    data: Path | None,
+    offline: bool,
+    as_json: bool,
+) -> int:
+    r"""Train methods on noisy suites and score them into a leaderboard.
+
+    A cell is one method (with its options) on one task with one seed. The same command issued again runs only the cells
+    that are missing and resumes those that were interrupted. The exit code is 1 if any cell failed.
+
+    \b
+    lnlbench run --method ce,dividemix --suite digits-sym
+    lnlbench run --method dividemix --suite cifar10-sym --task 0.50 --set lambda_u=25
+    """
+    registry = load_registry()
+    from lnlbench.contracts.executor import Resources
+    from lnlbench.engine.device import resolve_devices
+    from lnlbench.engine.planner import Request, parse_overrides, parse_seeds, plan
+    from lnlbench.engine.session import run_cells
+    from lnlbench.files import make_folder
+
+    devices = resolve_devices(device)
+    store = data_store(data, offline)
+    planned = plan(
+        Request(
+            methods=split_names(methods),
+            suites=split_names(suites),
+            tasks=split_names(tasks),
+            seeds=parse_seeds(seeds) if seeds else (),
+            noise_seed=noise_seed,
+            overrides=parse_overrides(overrides),
+            epochs=epochs,
+            limit_train=limit_train,
+            precision=precision,
+            compile=compile_networks,
+            deterministic=deterministic,
+            device_type=devices[0].partition(":")[0],
+        ),
+        registry,
+        store,
+    )
+    for skip in planned.skipped:
+        click.echo(f"skipped: {skip.method} on {skip.suite}@{skip.task}: {skip.reason}", err=True)
+    if dry_run:
+        return _show_plan(planned, runs, as_json)
+
+    on_cpu = devices == ("cpu",)
+    cores = os.cpu_count() or 1
+    threads_of = {suite: threads or registry.suites.find(suite).entry.threads or cores for suite in _suites(planned)}
+    side_by_side = (jobs or max(1, cores // max(threads_of.values()))) if on_cpu else jobs_per_gpu
+    make_folder(runs)
+    todo = [cell for cell in planned.cells if not _is_done(runs, cell)]
+    _fetch_data(todo, registry, store)
+    from lnlbench.cli.progress import display
+
+    screen = console(stderr=True)
+    if len(todo) < len(planned.cells):
+        click.echo(f"{len(planned.cells) - len(todo)} of {len(planned.cells)} cells are finished already", err=True)
+    with display(screen, len(todo), sum(cell.method.config["epochs"] for cell in todo)) as shown:
+        outcomes = run_cells(
+            planned.cells,
+            runs,
+            data=store.root.absolute(),
+            offline=offline,
+            threads=lambda cell: threads_of[cell.suite],
+            executor=registry.executors.find(executor).load()(),
+            resources=Resources(devices=devices, jobs_per_device=side_by_side),
+            registry=registry,
+            listen=shown.hear,
+        )
+    return _report(outcomes, leaderboards / "measured", as_json)
+
+
+def _suites(planned: Plan) -> list[str]:
+    return sorted({cell.suite for cell in planned.cells})
+
+
+def _is_done(runs: Path, cell: CellSpec) -> bool:
+    from lnlbench.engine.planner import cell_folder
+    from lnlbench.engine.session import read_record
+
+    return read_record(cell_folder(runs, cell)) is not None
+
+
+def _fetch_data(cells: Sequence[CellSpec], registry: Registry, store: Any) -> None:
+    # Before any worker starts: a download has one progress bar, and a missing file stops the command, not each cell.
+    from lnlbench.engine.data import find_dataset
+
+    for name in sorted({cell.dataset for cell in cells}):
+        find_dataset(registry, name).prepare(store)
+
+
+def _show_plan(planned: Plan, runs: Path, as_json: bool) -> int:
+    from lnlbench.engine.estimate import estimate_seconds
+
+    rows: list[dict[str, Any]] = []
+    for cell in planned.cells:
+        seconds = estimate_seconds(runs, cell)
+        rows.append(
+            {
+                "cell": cell.id,
+                "suite": cell.suite,
+                "task": cell.task,
+                "method": cell.method.name,
+                "seed": cell.seed,
+                "epochs": cell.method.config["epochs"],
+                "reduced": list(cell.reduced),
+                "done": _is_done(runs, cell),
+                "estimated_seconds": seconds,
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return 0
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("method", "task", "seeds", "epochs", "estimated time", "state"):
+        table.add_column(column)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["suite"], row["task"]), []).append(row)
+    for (method, suite, task), members in groups.items():
+        missing = [row for row in members if not row["done"]]
+        known = [row["estimated_seconds"] for row in missing if row["estimated_seconds"] is not None]
+        done = len(members) - len(missing)
+        state = "finished" if not missing else f"{done} of {len(members)} finished" if done else "to do"
+        table.add_row(
+            escape(method),
+            escape(f"{suite}@{task}"),
+            " ".join(str(row["seed"]) for row in members),
+            str(members[0]["epochs"]) + (" (reduced)" if members[0]["reduced"] else ""),
+            "" if not missing else f"{sum(known):.0f} s" if len(known) == len(missing) else "no earlier run",
+            state,
+        )
+    out = console()
+    out.print(table)
+    missing_rows = [row for row in rows if not row["done"]]
+    known = [row["estimated_seconds"] for row in missing_rows if row["estimated_seconds"] is not None]
+    total = f"; about {sum(known):.0f} s of computing" if missing_rows and len(known) == len(missing_rows) else ""
+    out.print(f"{len(rows)} cells, {len(missing_rows)} to run, {sum(r['epochs'] for r in missing_rows)} epochs{total}")
+    return 0
+
+
+def _report(outcomes: Sequence[Outcome], board: Path, as_json: bool) -> int:
+    from lnlbench.leaderboard.aggregate import summarise
+    from lnlbench.leaderboard.render import leaderboard_table, rows_as_json
+    from lnlbench.leaderboard.store import score
+
+    scored = [outcome for outcome in outcomes if outcome.record is not None]
+    if scored:
+        report = score([outcome.folder for outcome in scored], board)
+        rows = summarise([outcome.record for outcome in scored if outcome.record is not None])
+        if as_json:
+            click.echo(rows_as_json(rows))
+        else:
+            out = console()
+            for suite in sorted({row.suite for row in rows}):
+                out.print(leaderboard_table([row for row in rows if row.suite == suite], suite))
+            for path in report.boards:
+                click.echo(f"leaderboard: {path}")
+        tell_of(report)
+    elif as_json:
+        print_json([])
+    bad = [outcome for outcome in outcomes if outcome.status != "finished"]
+    for outcome in bad:
+        click.echo(f"{outcome.status}: {outcome.cell.label}: {outcome.message}", err=True)
+    if bad:
+        click.echo(f"{len(bad)} of {len(outcomes)} cells did not finish; the others are scored", err=True)
+    return 1 if bad else 0
+
+
+def command_of(cell: CellSpec) -> str:
+    """Return the command that runs exactly this cell."""
+    parts = ["lnlbench", "run", "--method", cell.method.name, "--suite", cell.suite, "--task", cell.task]
+    parts += ["--seeds", str(cell.seed)]
+    if cell.noise.seed != cell.seed:
+        parts += ["--noise-seed", str(cell.noise.seed)]
+    for option, value in cell.method.changed.items():
+        parts += ["--set", f"{option}={value}"]
+    if cell.limit_train is not None:
+        parts += ["--limit-train", str(cell.limit_train)]
+    parts += ["--precision", cell.precision]
+    return shlex.join(parts)

@@ -1,0 +1,91 @@
+"""How a cell gets its process: the launcher given to executors, and the worker it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from lnlbench.contracts.executor import Job, Listener
+from lnlbench.errors import LnlbenchError
+from lnlbench.files import make_folder, write_bytes
+from lnlbench.plugins import Registry, discover
+
+LOG = "log.txt"
+_JOB = "job.json"
+
+
+class EngineLauncher:
+    """Implements :class:`lnlbench.contracts.executor.Launcher`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def here(self, job: Job, device: str, listen: Listener) -> None:
+        """Run the cell in this process."""
+        from lnlbench.engine.runner import run_cell
+
+        def emit(event: dict[str, Any]) -> None:
+            listen(job.cell.id, event)
+
+        try:
+            run_cell(job, device, self._registry, emit)
+        except LnlbenchError as error:
+            emit({"event": "error", "message": str(error)})
+
+    def command(self, job: Job, device: str) -> tuple[list[str], dict[str, str]]:
+        """Return how to start a worker process for the cell."""
+        make_folder(job.folder)
+        write_bytes(job.folder / _JOB, job.model_dump_json().encode())
+        environment = dict(os.environ)
+        environment["PYTHONHASHSEED"] = "0"
+        environment["OMP_NUM_THREADS"] = str(job.threads)
+        environment["MKL_NUM_THREADS"] = str(job.threads)
+        inner = device
+        if device.startswith("cuda:"):
+            # The worker sees its own card only, so that no library can open a context on another one.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            ordinal = int(device.partition(":")[2])
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[ordinal] if visible else str(ordinal)
+            inner = "cuda:0"
+        elif device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        return [sys.executable, "-m", "lnlbench.engine.launch", str(job.folder), inner], environment
+
+
+def main() -> int:
+    """Run the cell whose folder and device are the arguments; speak JSON events on standard output."""
+    folder, device = Path(sys.argv[1]), sys.argv[2]
+    _die_with_parent()
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    job = Job.model_validate_json((folder / _JOB).read_bytes())
+
+    def listen(_cell: str, event: dict[str, Any]) -> None:
+        # A reader that went away must not take the run with it.
+        with contextlib.suppress(BrokenPipeError):
+            events.write(json.dumps(event) + "\n")
+
+    EngineLauncher(discover()).here(job, device, listen)
+    return 0
+
+
+def _die_with_parent() -> None:
+    # A worker whose coordinator was killed would go on unseen and hold its cell's lock.
+    if sys.platform == "linux":
+        import ctypes
+
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
