@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -153,8 +154,17 @@ def write_bytes(path: Path, data: bytes, fs: Fs = OS_FS) -> tuple[str, int]:
 
 
 def write_json(path: Path, value: object, fs: Fs = OS_FS) -> tuple[str, int]:
-    """Write ``value`` as indented JSON, atomically. Not-a-number is refused (``ValueError``)."""
+    """Write ``value`` as indented JSON, atomically. Not-a-number is refused (``ValueError``).
+
+    A list of numbers takes one line, so that a matrix has a line for each row.
+    """
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    # Line breaks inside strings are escaped, so what spans lines and has no quote is a list of plain numbers.
+    text = re.sub(
+        r"\[\n[^\[\]{}\"]*\]",
+        lambda found: re.sub(r"\s*\n\s*", " ", found[0]).replace("[ ", "[").replace(" ]", "]"),
+        text,
+    )
     return write_bytes(path, text.encode() + b"\n", fs)
 
 

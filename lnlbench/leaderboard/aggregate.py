@@ -1,0 +1,274 @@
+"""From records to rows: runs that differ in nothing but their seeds are averaged, everything else stays apart."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from lnlbench.errors import DataError
+from lnlbench.records import CellSpec, RunRecord, Scores, canonical_json, digest
+
+SUMMARY_LIMIT = 200
+"""Characters of the readable protocol; ``protocol_key`` tells rows apart whose summaries are cut alike."""
+
+_INITIALISATIONS = ("imagenet", "clip")
+
+
+def _number(decimals: int, description: str) -> Any:
+    """Declare an optional number that is written with a fixed count of decimals, and blank where it is missing."""
+    return Field(description=description, json_schema_extra={"decimals": decimals})
+
+
+def _percent(description: str) -> Any:
+    return _number(2, f"{description}, in percent.")
+
+
+class Row(BaseModel):
+    """A row of a leaderboard; its fields, in this order, are the columns of the CSV.
+
+    Averages and lists are over the *finished* runs of the row. Standard deviations are those of a sample (n - 1), and
+    missing for a single run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suite: str = Field(description="Suite id.")
+    suite_version: int = Field(description="Version of the suite.")
+    task: str = Field(description="Level within the suite.")
+    method: str = Field(description="Method id.")
+    method_version: str = Field(description="Version of the distribution that provides the method.")
+    distribution: str = Field(description="Name of that distribution.")
+    protocol: str = Field(description="'preset', or the options that differ from it; then why it is reduced, if it is.")
+    protocol_key: str = Field(
+        description="8 hexadecimal digits over everything but the seeds that can change a result: rows with different "
+        "keys are not comparable run by run, and are never merged."
+    )
+    supervision: str = Field(description="What is used beyond the noisy training set, and what the method asked for.")
+    ruleset: str = Field(description="'tuned' if the noise rate or type was asked for, else 'agnostic'.")
+    n: int = Field(description="Finished runs.")
+    n_diverged: int = Field(description="Runs that diverged; they are counted here and averaged nowhere.")
+    seeds: str = Field(description="Training seeds, ascending.")
+    noise_seeds: str = Field(description="Noise seeds, in the order of the training seeds.")
+    diverged_seeds: str = Field(description="Training seeds of the diverged runs, ascending.")
+    last10_mean: float | None = _percent("Test accuracy, mean over the final ten epochs: the headline")
+    last10_std: float | None = _percent("Its standard deviation")
+    last_mean: float | None = _percent("Test accuracy after the final epoch")
+    last_std: float | None = _percent("Its standard deviation")
+    best_mean: float | None = _percent("Highest test accuracy of any epoch: chosen on the test set, hence optimistic")
+    best_std: float | None = _percent("Its standard deviation")
+    gap_mean: float | None = _percent("Best minus last10: what choosing the epoch on the test set adds")
+    clean_precision_mean: float | None = _percent("Share of the samples called clean whose given label is true")
+    clean_recall_mean: float | None = _percent("Share of the samples with a true label that were called clean")
+    clean_auc_mean: float | None = _percent("Area under the ROC curve of the method's cleanness score")
+    clean_size_mean: float | None = _percent("Share of the training set that is called clean")
+    edition: str = Field(description="'canonical', or the name of the registered data edition.")
+    data_digest: str = Field(description="First 12 hexadecimal digits of the digest of images and true labels.")
+    noise_variant: str = Field(description="Noise generator and its switches.")
+    nominal_rate: float | None = _percent("Noise rate asked of the generator")
+    realised_rate_mean: float | None = _percent("Share of given labels that differ from the true ones")
+    noise_digest: str = Field(
+        description="First 12 hexadecimal digits of the digest of the given labels, in the order of the seeds."
+    )
+    backbone: str = Field(description="Backbone.")
+    input_size: int = Field(description="Side of the images in pixels.")
+    initialisation: str = Field(description="'scratch', or which pre-trained weights were used anywhere.")
+    epochs: int | None = Field(description="Training epochs, warm-up included.")
+    batch_size: int | None = Field(description="Images per mini-batch.")
+    networks: int = Field(description="Networks that vote on a test image.")
+    parameters: int = Field(description="Trainable parameters of all networks; the most of any run if they differ.")
+    test_images: int = Field(description="Test images evaluated.")
+    train_images: int = Field(description="Training images used.")
+    validation: str = Field(description="'yes' if a validation split of the noisy training set was asked for.")
+    reduced: str = Field(description="Why these are not full runs; blank for full ones.")
+    resume: str = Field(description="'inexact' if any run was resumed on another device or software, else 'exact'.")
+    device: str = Field(description="Devices, joined by ' + '.")
+    precision: str = Field(description="Precision of forward passes.")
+    train_seconds_mean: float | None = _number(1, "Seconds of training.")
+    stage_seconds_mean: float | None = _number(1, "Seconds of all stages before training.")
+    peak_memory_mib_mean: float | None = _number(1, "Peak memory in MiB.")
+    torch: str = Field(description="PyTorch versions, joined by ' + '.")
+    lnlbench: str = Field(description="Versions of the core, joined by ' + '.")
+    numerics: int = Field(description="Numerical generation of the core; results of different ones never share a row.")
+    provenance: str = Field(description="'run': measured by this harness.")
+
+
+def decimals(column: str) -> int | None:
+    """Return how many decimals a column is written with; ``None`` if it holds no fractional number."""
+    extra = Row.model_fields[column].json_schema_extra
+    value = extra.get("decimals") if isinstance(extra, dict) else None
+    return value if isinstance(value, int) else None
+
+
+def protocol_digest(record: RunRecord) -> str:
+    """Return the digest of all that makes runs comparable: the whole specification but its seeds, and the data used."""
+    spec = record.spec
+    # Spelled out rather than dumped from the model, so that a field added to the specification later on does not
+    # split old rows from new ones by itself.
+    return digest(
+        {
+            "suite": [spec.suite, spec.suite_version, spec.task, spec.dataset],
+            "method": [spec.method.name, spec.method.version, spec.method.distribution],
+            "config": {key: value for key, value in spec.method.config.items() if key != "seed"},
+            "changed": {key: value for key, value in spec.method.changed.items() if key != "seed"},
+            "model": [spec.method.supervision, spec.method.networks],
+            "noise": [spec.noise.generator, spec.noise.options, spec.noise.rate],
+            "data": [spec.edition, spec.edition_digest, spec.limit_train, record.data.model_dump(mode="json")],
+            "views": spec.views,
+            "computation": [spec.precision, spec.compile, spec.deterministic, spec.numerics],
+            "reduced": spec.reduced,
+        }
+    )
+
+
+def summarise(records: Iterable[RunRecord]) -> list[Row]:
+    """Average records into rows, one per protocol key, whatever order they come in.
+
+    Args:
+        records: Results of any suites; a cell may occur once.
+
+    Returns:
+        The rows, sorted by suite, task, full runs before reduced ones, method, version and protocol key.
+
+    Raises:
+        DataError: A cell occurs twice, so it would count twice.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    seen: set[str] = set()
+    for record in records:
+        if record.cell in seen:
+            raise DataError(f"cell {record.cell} ({record.spec.label}) is given twice; give every run once")
+        seen.add(record.cell)
+        groups.setdefault(protocol_digest(record), []).append(record)
+    rows = {key: _row(key[:8], group) for key, group in groups.items()}
+    return [rows[key] for key in sorted(rows, key=lambda key: (*_order(rows[key]), key))]
+
+
+def _order(row: Row) -> tuple[str, int, str, bool, str, str]:
+    return row.suite, row.suite_version, row.task, row.reduced != "", row.method, row.method_version
+
+
+def _row(key: str, group: Sequence[RunRecord]) -> Row:
+    group = sorted(group, key=lambda record: (record.spec.seed, record.spec.noise.seed, record.cell))
+    finished = [record for record in group if record.status == "finished"]
+    diverged = [record for record in group if record.status == "diverged"]
+    # All that is in the key is the same in the whole group, so any member will do for it. What is not in the key but
+    # describes the average is told of the runs in the average, as long as there are any.
+    told = finished or diverged
+    spec, data = group[0].spec, group[0].data
+    asked = {each for record in group for each in (*record.asked, *record.spec.method.asked)}
+    scores = [record.scores for record in finished if record.scores is not None]
+    tags = [each.replace(" ", "-") for each in ("noise rate", "noise type") if each in asked]
+    initialisation = [each for each in _INITIALISATIONS if each in spec.method.supervision]
+
+    def selection(name: str) -> list[float]:
+        return [record.selection[name] for record in finished if name in record.selection]
+
+    def averaged(value: Callable[[RunRecord], float]) -> float | None:
+        return _mean([value(record) for record in finished], 1)
+
+    def accuracy(value: Callable[[Scores], float]) -> tuple[float | None, float | None]:
+        return _mean(values := [100 * value(each) for each in scores]), _std(values)
+
+    last10_mean, last10_std = accuracy(lambda each: each.last10)
+    last_mean, last_std = accuracy(lambda each: each.last)
+    best_mean, best_std = accuracy(lambda each: each.best)
+    gap_mean, _ = accuracy(lambda each: each.best - each.last10)
+    return Row(
+        suite=spec.suite,
+        suite_version=spec.suite_version,
+        task=spec.task,
+        method=spec.method.name,
+        method_version=spec.method.version,
+        distribution=spec.method.distribution,
+        protocol=_protocol(spec),
+        protocol_key=key,
+        supervision="+".join([*spec.method.supervision, *tags]),
+        ruleset="tuned" if tags else "agnostic",
+        n=len(finished),
+        n_diverged=len(diverged),
+        seeds=_words(record.spec.seed for record in finished),
+        noise_seeds=_words(record.spec.noise.seed for record in finished),
+        diverged_seeds=_words(record.spec.seed for record in diverged),
+        last10_mean=last10_mean,
+        last10_std=last10_std,
+        last_mean=last_mean,
+        last_std=last_std,
+        best_mean=best_mean,
+        best_std=best_std,
+        gap_mean=gap_mean,
+        clean_precision_mean=_mean([100 * each for each in selection("clean_precision")]),
+        clean_recall_mean=_mean([100 * each for each in selection("clean_recall")]),
+        clean_auc_mean=_mean([100 * each for each in selection("clean_auc")]),
+        clean_size_mean=_mean([100 * each for each in selection("clean_size")]),
+        edition=spec.edition,
+        data_digest=data.digest[:12],
+        noise_variant=spec.noise.variant,
+        nominal_rate=_mean([100 * spec.noise.rate]),
+        realised_rate_mean=_mean([100 * record.noise.realised_rate for record in finished]),
+        noise_digest=_words(record.noise.digest[:12] for record in finished),
+        backbone=str(spec.method.config.get("backbone", "")),
+        input_size=data.image_size,
+        initialisation="+".join(initialisation) or "scratch",
+        epochs=_whole(spec.method.config.get("epochs")),
+        batch_size=_whole(spec.method.config.get("batch_size")),
+        networks=spec.method.networks,
+        parameters=max(record.parameters for record in told),
+        test_images=data.num_test,
+        train_images=data.num_train,
+        validation="yes" if "validation" in asked else "no",
+        reduced="; ".join(spec.reduced),
+        resume="inexact" if any(record.resume == "inexact" for record in told) else "exact",
+        device=_distinct(record.environment.device for record in told),
+        precision=spec.precision,
+        train_seconds_mean=averaged(lambda record: record.timing.train_seconds),
+        stage_seconds_mean=averaged(lambda record: sum(record.timing.stage_seconds.values())),
+        peak_memory_mib_mean=averaged(lambda record: record.peak_memory_bytes / 2**20),
+        torch=_distinct(record.environment.versions.get("torch", "") for record in told),
+        lnlbench=_distinct(record.environment.lnlbench for record in told),
+        numerics=spec.numerics,
+        provenance="run",
+    )
+
+
+def _protocol(spec: CellSpec) -> str:
+    """Say for people in what way the runs differ from the preset."""
+    # A reason that names the option it comes from ("3 of 40 epochs") says it all.
+    explained = {word for reason in spec.reduced for word in reason.split()}
+    changed = {name: value for name, value in spec.method.changed.items() if name not in explained}
+    parts = [",".join(f"{name}={_plain(changed[name])}" for name in sorted(changed))] if changed else []
+    if spec.compile:
+        parts.append("compiled")
+    if not spec.deterministic:
+        parts.append("nondeterministic")
+    if spec.reduced:
+        parts.append(f"reduced: {', '.join(spec.reduced)}")
+    text = "; ".join(parts) or "preset"
+    return text if len(text) <= SUMMARY_LIMIT else f"{text[: SUMMARY_LIMIT - 1]}…"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+def _mean(values: Sequence[float], digits: int = 2) -> float | None:
+    # Adding zero turns the negative zero that rounding leaves into zero.
+    return round(statistics.fmean(values), digits) + 0.0 if values else None
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return round(statistics.stdev(values), 2) + 0.0 if len(values) > 1 else None
+
+
+def _words(values: Iterable[object]) -> str:
+    return " ".join(map(str, values))
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return " + ".join(sorted({value for value in values if value}))
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

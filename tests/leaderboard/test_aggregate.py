@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lnlbench.errors import DataError
+from lnlbench.leaderboard.aggregate import Row, decimals, summarise
+from lnlbench.records import CellSpec, Environment, RunRecord, Scores, Timing
+
+Spec = Callable[..., CellSpec]
+Record = Callable[..., RunRecord]
+
+PROMISED = [
+    "suite",
+    "suite_version",
+    "task",
+    "method",
+    "method_version",
+    "protocol",
+    "protocol_key",
+    "supervision",
+    "ruleset",
+    "n",
+    "n_diverged",
+    "seeds",
+    "noise_seeds",
+    "last10_mean",
+    "last10_std",
+    "last_mean",
+    "last_std",
+    "best_mean",
+    "best_std",
+    "gap_mean",
+    "clean_precision_mean",
+    "clean_recall_mean",
+    "clean_auc_mean",
+    "clean_size_mean",
+    "edition",
+    "data_digest",
+    "noise_variant",
+    "nominal_rate",
+    "realised_rate_mean",
+    "noise_digest",
+    "backbone",
+    "input_size",
+    "initialisation",
+    "epochs",
+    "batch_size",
+    "networks",
+    "parameters",
+    "test_images",
+    "train_images",
+    "validation",
+    "reduced",
+    "resume",
+    "device",
+    "precision",
+    "train_seconds_mean",
+    "stage_seconds_mean",
+    "peak_memory_mib_mean",
+    "torch",
+    "lnlbench",
+    "provenance",
+]
+
+
+def scores(last10: float, last: float = 0.5, best: float = 0.95) -> Scores:
+    return Scores(last10=last10, last=last, best=best, best_epoch=0)
+
+
+def test_the_promised_columns_come_in_their_order() -> None:
+    columns = list(Row.model_fields)
+    assert [column for column in columns if column in PROMISED] == PROMISED
+    assert set(columns) - set(PROMISED) == {"distribution", "diverged_seeds", "numerics"}
+    assert all(field.description for field in Row.model_fields.values())
+    assert decimals("last10_mean") == 2
+    assert decimals("n") is None
+
+
+def test_three_seeds_worked_by_hand(spec: Spec, record: Record) -> None:
+    runs = [
+        record(
+            spec(seed=seed, noise_seed=seed + 10),
+            scores(last10, last, best),
+            selection={"clean_precision": precision, "clean_size": size},
+            timing=Timing(
+                train_seconds=seconds, evaluate_seconds=9, harness_seconds=9, stage_seconds={"a": 1.0, "b": 2.0}
+            ),
+        )
+        for seed, last10, last, best, precision, size, seconds in [
+            (3, 0.90, 0.89, 0.93, 0.97, 0.50, 10.0),
+            (1, 0.91, 0.92, 0.94, 0.98, 0.55, 20.0),
+            (2, 0.95, 0.95, 0.96, 0.99, 0.60, 60.0),
+        ]
+    ]
+    (row,) = summarise(runs)
+    assert (row.n, row.n_diverged, row.seeds, row.noise_seeds, row.diverged_seeds) == (3, 0, "1 2 3", "11 12 13", "")
+    # Mean of 90, 91, 95 is 92; deviations -2, -1, 3; their squares sum to 14; sqrt(14 / 2) = 2.6458.
+    assert (row.last10_mean, row.last10_std) == (92.0, 2.65)
+    assert (row.last_mean, row.last_std) == (92.0, 3.0)
+    assert (row.best_mean, row.best_std) == (94.33, 1.53)
+    # Gaps are 3, 3 and 1.
+    assert row.gap_mean == 2.33
+    assert (row.clean_precision_mean, row.clean_size_mean) == (98.0, 55.0)
+    assert (row.clean_recall_mean, row.clean_auc_mean) == (None, None)
+    assert (row.nominal_rate, row.realised_rate_mean) == (40.0, 75.0)
+    assert (row.train_seconds_mean, row.stage_seconds_mean, row.peak_memory_mib_mean) == (30.0, 3.0, 256.0)
+    assert row.noise_digest.split() == [each.noise.digest[:12] for each in sorted(runs, key=lambda one: one.spec.seed)]
+    assert (row.backbone, row.epochs, row.batch_size, row.input_size) == ("mlp", 12, 64, 8)
+    assert (row.protocol, row.reduced, row.provenance, row.noise_variant) == (
+        "preset",
+        "",
+        "run",
+        "symmetric(count=exact)",
+    )
+    assert (row.device, row.torch, row.lnlbench, row.resume) == ("Some CPU", "2.13.0+cpu", "0.1.0", "exact")
+
+
+def test_spread_is_the_sample_standard_deviation(spec: Spec, record: Record) -> None:
+    rng = random.Random(0)
+    for n in range(2, 30):
+        values = [rng.random() for _ in range(n)]
+        (row,) = summarise([record(spec(seed=seed), scores(value)) for seed, value in enumerate(values)])
+        assert row.last10_std == round(statistics.stdev(100 * value for value in values), 2)
+        assert row.last10_mean == round(statistics.fmean(100 * value for value in values), 2)
+        assert row.n == n
+
+
+def test_a_single_run_has_no_spread(spec: Spec, record: Record) -> None:
+    (row,) = summarise([record(spec(), scores(0.9, 0.9, 0.9))])
+    assert (row.last10_mean, row.last10_std, row.last_std, row.best_std) == (90.0, None, None, None)
+    assert str(row.gap_mean) == "0.0"
+
+
+def test_diverged_runs_are_counted_and_never_averaged(spec: Spec, record: Record) -> None:
+    broken = {"timing": Timing(train_seconds=1e6, evaluate_seconds=0, harness_seconds=0, stage_seconds={})}
+    (row,) = summarise(
+        [
+            record(spec(seed=1), scores(0.8)),
+            record(spec(seed=2), **broken, parameters=0),
+            record(spec(seed=3), scores(0.9)),
+            record(spec(seed=4), **broken, parameters=0),
+        ]
+    )
+    assert (row.n, row.n_diverged, row.seeds, row.diverged_seeds) == (2, 2, "1 3", "2 4")
+    assert (row.last10_mean, row.last10_std) == (85.0, 7.07)
+    assert (row.train_seconds_mean, row.parameters) == (12.5, 12345)
+    (row,) = summarise([record(spec(seed=2))])
+    assert (row.n, row.n_diverged, row.seeds, row.diverged_seeds) == (0, 1, "", "2")
+    numbers = [column for column in Row.model_fields if decimals(column) is not None and column != "nominal_rate"]
+    assert {getattr(row, column) for column in numbers} == {None}
+    assert row.device == "Some CPU"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"suite": "digits-asym"},
+        {"suite_version": 2},
+        {"task": "0.60"},
+        {"method": "other"},
+        {"version": "0.2.0"},
+        {"distribution": "fork"},
+        {"config": {"lr": 0.2}},
+        {"config": {"epochs": 3}},
+        {"supervision": ("clip",)},
+        {"networks": 2},
+        {"edition": "jpeg"},
+        {"edition_digest": "e" * 64},
+        {"limit_train": 100},
+        {"views": {}},
+        {"precision": "bf16"},
+        {"compile": True},
+        {"deterministic": False},
+        {"reduced": ("epochs 3 of 12",)},
+        {"numerics": 99},
+    ],
+    ids=str,
+)
+def test_whatever_can_change_a_result_splits_the_row(spec: Spec, record: Record, change: dict[str, Any]) -> None:
+    same = [record(spec(seed=1), scores(0.8)), record(spec(seed=2, noise_seed=7), scores(0.9))]
+    rows = summarise([*same, record(spec(**({"seed": 3} | change)), scores(0.1))])
+    assert len({row.protocol_key for row in rows}) == 2
+    assert sorted((row.n, row.last10_mean) for row in rows) == [(1, 10.0), (2, 85.0)]
+
+
+def test_other_data_or_noise_split_the_row_but_devices_do_not(spec: Spec, record: Record) -> None:
+    one = record(spec(seed=1), scores(0.8))
+    data = record(spec(seed=2), scores(0.8), data=one.data.model_copy(update={"digest": "e" * 64}))
+    variant = spec(seed=3)
+    noise = record(variant.model_copy(update={"noise": variant.noise.model_copy(update={"options": {}})}), scores(0.8))
+    assert [row.n for row in summarise([one, data, noise])] == [1, 1, 1]
+    environment = Environment(**(one.environment.model_dump() | {"device": "A GPU", "versions": {"torch": "2.14"}}))
+    (row,) = summarise([one, record(spec(seed=2), scores(0.8), environment=environment, resume="inexact")])
+    assert (row.device, row.torch, row.resume) == ("A GPU + Some CPU", "2.13.0+cpu + 2.14", "inexact")
+
+
+def test_order_of_records_does_not_matter(spec: Spec, record: Record) -> None:
+    runs = [
+        record(spec(method, task, seed, reduced=reduced), scores(0.5 + seed / 10))
+        for method in ("b", "a")
+        for task in ("0.60", "0.20")
+        for seed in (3, 1, 2)
+        for reduced in ((), ("epochs 3 of 12",))
+    ]
+    expected = summarise(runs)
+    assert [(row.task, row.reduced != "", row.method) for row in expected] == [
+        (task, reduced, method) for task in ("0.20", "0.60") for reduced in (False, True) for method in "ab"
+    ]
+    for seed in range(20):
+        random.Random(seed).shuffle(runs)
+        assert summarise(runs) == expected
+
+
+def test_a_cell_given_twice_is_refused(spec: Spec, record: Record) -> None:
+    run = record(spec(), scores(0.9))
+    with pytest.raises(DataError, match="given twice"):
+        summarise([run, run])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "preset"),
+        ({"changed": {"lambda_u": 25, "alpha": 0.5}}, "alpha=0.5,lambda_u=25"),
+        ({"changed": {"epochs": 3}, "reduced": ("epochs 3 of 40",)}, "reduced: epochs 3 of 40"),
+        (
+            {"changed": {"epochs": 3, "lr": 1.0}, "reduced": ("3 of 40 epochs", "9 of 10 training images")},
+            "lr=1.0; reduced: 3 of 40 epochs, 9 of 10 training images",
+        ),
+        ({"compile": True, "deterministic": False}, "compiled; nondeterministic"),
+        ({"changed": {"name": "x" * 500}}, "name=" + "x" * 194 + "…"),
+    ],
+)
+def test_the_protocol_is_readable(spec: Spec, record: Record, change: dict[str, Any], expected: str) -> None:
+    (row,) = summarise([record(spec(**change), scores(0.9))])
+    assert row.protocol == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "supervision", "expected"),
+    [
+        ((), ("scratch",), ("scratch", "agnostic", "scratch", "no")),
+        (("noise rate",), ("scratch",), ("scratch+noise-rate", "tuned", "scratch", "no")),
+        (("validation", "noise type"), ("clip",), ("clip+noise-type", "tuned", "clip", "yes")),
+        ((), ("imagenet", "clip"), ("imagenet+clip", "agnostic", "imagenet+clip", "no")),
+    ],
+)
+def test_supervision_and_ruleset(
+    spec: Spec, record: Record, asked: tuple[str, ...], supervision: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    (row,) = summarise([record(spec(supervision=supervision), scores(0.9), asked=asked)])
+    assert (row.supervision, row.ruleset, row.initialisation, row.validation) == expected
