@@ -87,14 +87,12 @@ def _libraries() -> list[Finding]:
 
 
 def _devices() -> list[Finding]:
-    import os
-
     import torch
 
-    from lnlbench.engine.device import cpu_name, has_fast_bf16
+    from lnlbench.engine.device import cpu_name, has_fast_bf16, usable_cores
 
     native = "bf16 is native" if has_fast_bf16("cpu") else "no native bf16"
-    findings = [Finding("ok", "cpu", f"{cpu_name()}, {os.cpu_count()} cores, {native}")]
+    findings = [Finding("ok", "cpu", f"{cpu_name()}, {usable_cores()} cores, {native}")]
     if not torch.cuda.is_available():
         findings.append(Finding("note", "gpu", "none that PyTorch can use", "the embedded suites run well on the CPU"))
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

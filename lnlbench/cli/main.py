@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -47,6 +49,16 @@ class LazyGroup(click.Group):
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"unknown command {args[0]!r}{suggest(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; ``--help`` and ``--version`` print here."""
+        with _reader_may_leave():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_may_leave():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -90,12 +102,7 @@ def _run(arguments: list[str] | None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:
-        return _reader_left()
     except (Exception, SystemExit) as error:
-        # Click and rich answer a broken pipe with an exit of their own.
-        if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
-            return _reader_left()
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         first = str(error).strip().splitlines()
@@ -104,10 +111,17 @@ def _run(arguments: list[str] | None) -> int:
         return 1
 
 
-def _reader_left() -> int:
-    # The reader (head, less) went away; Python would complain again while it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    # A reader (head, less) that has seen enough is no failure. Click would exit with 1, and so would rich, by itself.
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # Python would complain again while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
 
 
 def _interrupted() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +102,7 @@ def run(
     """
     registry = load_registry()
     from lnlbench.contracts.executor import Resources
-    from lnlbench.engine.device import resolve_devices
+    from lnlbench.engine.device import resolve_devices, usable_cores
     from lnlbench.engine.planner import Request, parse_overrides, parse_seeds, plan
     from lnlbench.engine.session import run_cells
     from lnlbench.files import make_folder
@@ -134,7 +133,7 @@ def run(
         return _show_plan(planned, runs, as_json)
 
     on_cpu = devices == ("cpu",)
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     threads_of = {suite: threads or registry.suites.find(suite).entry.threads or cores for suite in _suites(planned)}
     side_by_side = (jobs or max(1, cores // max(threads_of.values()))) if on_cpu else jobs_per_gpu
     make_folder(runs)

@@ -25,6 +25,8 @@ class Stateful(Protocol):
 class Stream(Protocol):
     """A named random stream. It starts anew each epoch from (run seed, name, epoch).
 
+    Within an epoch it goes on: asking for the stream again does not restart it.
+
     Because of that no generator state has to be saved: a resumed run draws exactly what the uninterrupted one drew.
     Streams of different names are independent, and asking for one never moves another.
     """
@@ -82,7 +84,7 @@ class Run(Protocol):
         """Return the random stream ``name`` of this run (see :class:`Stream`)."""
 
     def log(self, **values: Tensor | float) -> None:
-        """Record scalars of this step; the log shows their mean per epoch.
+        """Record scalars of this step, named by Python identifiers; the log shows their mean per epoch.
 
         A tensor stays on the device until the epoch ends, so logging costs no synchronisation. A value that is not
         finite ends the run as ``diverged``, with epoch and step.

@@ -83,6 +83,13 @@ def describe_environment(device: torch.device, threads: int) -> Environment:
     )
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use, which in a container is fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_name() -> str:
     """Return the processor's model name."""
     try:

@@ -102,14 +102,14 @@ class LiveRun(Tracker):
         selection = score_verdicts(self._verdicts, self._true_labels, self._given_labels)
         self.last_verdicts, self._verdicts = self._verdicts, []
         seconds = {"train": trained - self._began, "evaluate": evaluated - trained, "harness": 0.0}
+        seconds["harness"] = time.monotonic() - evaluated
         row = {
             "epoch": epoch,
             "test_accuracy": accuracy,
-            "logged": logged,
-            "selection": selection,
-            "seconds": seconds,
+            "logged": _rounded(logged),
+            "selection": _rounded(selection),
+            "seconds": _rounded(seconds),
         }
-        seconds["harness"] = time.monotonic() - evaluated
         self.rows.append(row)
         self._append(row)
         self.seconds.train += seconds["train"]
@@ -228,7 +228,7 @@ class LiveRun(Tracker):
         }
 
     def _append(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, allow_nan=False, sort_keys=True).encode() + b"\n"
+        line = _line(row).encode()
         with storage_errors(self._metrics):
             handle = os.open(self._metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
@@ -238,11 +238,32 @@ class LiveRun(Tracker):
 
     def _rewrite_metrics(self) -> None:
         # The checkpoint is the truth: lines written after it belong to epochs that are about to be repeated.
-        lines = [json.dumps(row, allow_nan=False, sort_keys=True) + "\n" for row in self.rows]
-        write_bytes(self._metrics, "".join(lines).encode())
+        write_bytes(self._metrics, "".join(_line(row) for row in self.rows).encode())
 
     def _warn(self, message: str) -> None:
         self._emit({"event": "warning", "message": message})
+
+
+class RunDoor:
+    """The run as its method gets it: the contract's members, and none of the truth the harness keeps beside them."""
+
+    def __init__(self, live: LiveRun) -> None:
+        self.device = live.device
+        self.epochs = live.epochs
+        self.track = live.track
+        self.rng = live.rng
+        self.log = live.log
+        self.report = live.report
+        self.stage = live.stage
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False, sort_keys=True, separators=(",", ":")) + "\n"
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    # The log stays with every published row; more digits would only make it longer.
+    return {name: float(f"{value:.6g}") for name, value in values.items()}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lnlbench.contracts.suite import Suite, SuiteTask
 from lnlbench.contracts.task import TaskInfo
 from lnlbench.engine.data import edition_digest, find_dataset, task_info
 from lnlbench.engine.device import resolve_precision
-from lnlbench.errors import UnknownNameError, UsageError
+from lnlbench.errors import LnlbenchError, PluginError, UnknownNameError, UsageError
 from lnlbench.plugins import Registered, Registry, one_line
 from lnlbench.records import CellSpec, MethodSpec, NoiseSpec, safe_name
 
@@ -67,6 +68,7 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
     Raises:
         UnknownNameError: A method, suite, task or option does not exist.
         UsageError: A value is out of range, or nothing is left to run.
+        PluginError: A method's own code failed.
     """
     methods = [registry.methods.find(name) for name in dict.fromkeys(request.methods)]
     suites = [registry.suites.find(name).entry for name in dict.fromkeys(request.suites)]
@@ -84,7 +86,8 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
             for task in tasks:
                 info = _info(registry, suite, task, dataset, limit)
                 cls: type[Method[Any]] = registered.load()
-                reason = cls.supports(info)
+                with _blaming(registered, "supports"):
+                    reason = cls.supports(info)
                 if reason is not None:
                     skipped.append(Skip(registered.entry.name, suite.name, task.name, reason))
                     continue
@@ -187,11 +190,23 @@ def _check_overrides(overrides: Mapping[str, str], methods: Sequence[Registered[
                 raise UnknownNameError(f"option of {name} (in --set)", option, options)
 
 
+@contextlib.contextmanager
+def _blaming(registered: Registered[MethodEntry], what: str) -> Iterator[None]:
+    try:
+        yield
+    except LnlbenchError:
+        raise
+    except Exception as error:
+        name = registered.entry.name
+        raise PluginError(f"{what}() of {name!r} ({registered.provider}) failed: {one_line(error)}") from error
+
+
 def _configure(
     registered: Registered[MethodEntry], cls: type[Method[Any]], info: TaskInfo, request: Request
 ) -> tuple[MethodSpec, tuple[str, ...]]:
     name = registered.entry.name
-    preset: MethodConfig = cls.preset(info)
+    with _blaming(registered, "preset"):
+        preset: MethodConfig = cls.preset(info)
     # Pydantic reads text in the type of the field; JSON is tried for what has structure, such as lists.
     changes: dict[str, Any] = {}
     for key, text in request.overrides.items():

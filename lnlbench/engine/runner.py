@@ -21,7 +21,7 @@ from lnlbench.contracts.method import Method
 from lnlbench.contracts.views import ViewRecipe
 from lnlbench.engine.data import LoadedData, check_edition, find_dataset, load_data, task_info
 from lnlbench.engine.device import describe_environment, set_determinism
-from lnlbench.engine.live import LiveRun, write_arrays
+from lnlbench.engine.live import LiveRun, RunDoor, write_arrays
 from lnlbench.engine.realisation import NoiseRealisation, realise
 from lnlbench.engine.scoring import PredictionLog, mean_selection, score_run
 from lnlbench.engine.seeding import Clock
@@ -145,7 +145,7 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        method.fit(task, live)
+        method.fit(task, RunDoor(live))
         live.end_epoch()
         if not live.rows:
             raise PluginError(f"{cell.method.name} returned from fit() without iterating over run.epochs()")
