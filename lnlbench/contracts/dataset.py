@@ -75,6 +75,13 @@ class DataStore(Protocol):
     def edition(self, dataset: str) -> Edition:
         """Return which edition of a dataset the user has declared; ``canonical`` unless told otherwise."""
 
+    def write_edition(self, dataset: str, edition: Edition) -> None:
+        """Remember an edition.
+
+        Raises:
+            StorageError: The data folder cannot be written to.
+        """
+
 
 class Edition(BaseModel):
     """Which bytes a dataset consists of. Results on any edition but the canonical one are marked on every row."""
