@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
@@ -31,6 +32,7 @@ _KEPT = 2
 # The next save waits until the run has worked this many times as long as the last save took: at most 2 % of the time.
 _PACE = 50.0
 _INDEX = "latest.json"
+_NAME = re.compile(r"ckpt-[0-9]{6,}\.pt")
 
 Tracked = Stateful | MutableMapping[str, Any]
 
@@ -42,6 +44,7 @@ class Checkpoints:
         self.folder = folder
         self._warn = warn
         self._fs = fs
+        self._damaged: set[str] = set()
         self._last_save_ended: float | None = None
         self._last_save_took = 0.0
 
@@ -66,10 +69,13 @@ class Checkpoints:
 
         sha256, size = write_atomically(self.folder / name, write, self._fs)
         entry = {"name": name, "epoch": epoch, "sha256": sha256, "size": size}
-        entries = [entry, *(each for each in self._entries() if each["name"] != name)]
+        # A checkpoint known to be damaged must not count as one of the two: a sound one would be deleted for it.
+        earlier = [each for each in self._entries() or [] if each["name"] not in (name, *self._damaged)]
+        entries = [entry, *earlier]
         # The index is written after the file it names, and files it no longer names are deleted after that; a crash
         # in between leaves one file too many, never one too few.
         write_json(self.folder / _INDEX, {"format": FORMAT, "checkpoints": entries[:_KEPT]}, self._fs)
+        self._damaged.discard(name)
         kept = {each["name"] for each in entries[:_KEPT]}
         for file in self.folder.glob("ckpt-*.pt"):
             if file.name not in kept:
@@ -84,22 +90,28 @@ class Checkpoints:
         Raises:
             StorageError: A checkpoint was written by a newer release.
         """
-        for entry in self._entries():
-            payload = self._load_one(entry, device)
+        entries = self._entries()
+        if entries is None:
+            self._warn(f"{_INDEX} is damaged; starting from the beginning")
+            return None
+        for number, entry in enumerate(entries, start=1):
+            instead = "going back to the one before" if number < len(entries) else "starting from the beginning"
+            payload = self._load_one(entry, device, instead)
             if payload is not None:
                 return payload
+            self._damaged.add(entry["name"])
         return None
 
-    def _load_one(self, entry: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
+    def _load_one(self, entry: dict[str, Any], device: torch.device, instead: str) -> dict[str, Any] | None:
         path = self.folder / entry["name"]
         try:
             content = path.read_bytes()
         except OSError as error:
-            self._warn(f"checkpoint {path.name} cannot be read ({error.strerror}); going back to the one before")
+            self._warn(f"checkpoint {path.name} cannot be read ({error.strerror}); {instead}")
             return None
         # The sum is checked before a byte is parsed: torch.load itself accepts most damaged files.
         if len(content) != entry["size"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            self._warn(f"checkpoint {path.name} is damaged; going back to the one before")
+            self._warn(f"checkpoint {path.name} is damaged; {instead}")
             return None
         payload: dict[str, Any] = torch.load(
             io.BytesIO(content), weights_only=True, map_location={"cuda:0": str(device)}
@@ -111,20 +123,19 @@ class Checkpoints:
             )
         return payload
 
-    def _entries(self) -> list[dict[str, Any]]:
-        path = self.folder / _INDEX
+    def _entries(self) -> list[dict[str, Any]] | None:
+        """Return what the index names, newest first; ``None`` if it is damaged."""
         try:
-            index = read_json(path)
+            index = read_json(self.folder / _INDEX)
             return [
                 {"name": str(e["name"]), "epoch": int(e["epoch"]), "sha256": str(e["sha256"]), "size": int(e["size"])}
                 for e in index["checkpoints"]
-                if Path(str(e["name"])).name == e["name"]
+                if _NAME.fullmatch(str(e["name"]))
             ]
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, KeyError, TypeError):
-            self._warn(f"{path.name} is damaged; starting from the beginning")
-            return []
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None
 
     def discard(self) -> None:
         """Delete all checkpoints."""
@@ -175,12 +186,17 @@ def restore_state(tracked: Mapping[str, Tracked], state: Mapping[str, Any]) -> N
 def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None:
         return value
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            # NumPy's float64 is a float too, but is written as something that a safe load refuses.
+            return kind(value)
     if isinstance(value, Mapping):
-        return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(inner, f"{where}[{position}]") for position, inner in enumerate(value))
+        return {_plain(key, where): _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if type(value) in (list, tuple, torch.Size):
+        items = [_plain(inner, f"{where}[{position}]") for position, inner in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     raise PluginError(
         f"tracked state {where!r} is a {type(value).__module__}.{type(value).__name__}; a checkpoint holds tensors, "
         "numbers, strings, None, and lists, tuples and dictionaries of these"

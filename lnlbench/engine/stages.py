@@ -85,7 +85,7 @@ def _read_stage(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], 
             raise ValueError("its content does not match its checksum")
         tensors = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
         return tensors, float(record["seconds"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"the stored stage {folder} is damaged ({error}); delete it to compute it again") from error
 
 

@@ -329,10 +329,6 @@ def test_bad_edition_names_are_refused(store, files100):
     assert store.edition("cifar100").is_canonical
 
 
-def test_a_store_without_memory_cannot_register():
-    assert "cannot remember" in refusal(Cifar10().register, object(), "made-up", kind=UsageError)
-
-
 def small(**changes):
     return {"labels": labels(10_000, 10, 0), "data": rows(10_000, 0)} | changes
 
