@@ -60,7 +60,7 @@ def suites_page(registry: Registry) -> str:
     lines = [
         "# Suites",
         "",
-        "Written from the installed suite files. A rate is nominal; `lnlbench noise show SUITE@LEVEL` gives the realised one.",
+        "From the installed suite files. Rates are nominal; `lnlbench noise show SUITE@LEVEL` gives the realised one.",
         "",
         "| suite | tasks | dataset | noise | definition |",
         "| --- | --- | --- | --- | --- |",
