@@ -128,7 +128,7 @@ class DivideMix(Method["DivideMix.Config"]):
             backbone=task.default_backbone,
             warmup_epochs=max(1, task.default_epochs // 8),
             lr_drop_epoch=max(1, task.default_epochs // 2),
-            lambda_u=0.0,
+            lambda_u=25.0,
         )
 
     @classmethod
