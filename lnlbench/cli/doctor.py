@@ -26,7 +26,14 @@ class Finding:
 
 @click.command()
 @data_options
-@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), envvar="LNLBENCH_RUNS")
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    envvar="LNLBENCH_RUNS",
+    help="Folder of all run folders.",
+)
 @json_option
 def doctor(data: Path | None, offline: bool, runs: Path, as_json: bool) -> int:
     """Check the installation, devices, data and plugins, and say what to do. Exit code 1 if there is a problem."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +100,7 @@ def run(
     lnlbench run --method dividemix --suite cifar10-sym --task 0.50 --set lambda_u=25
     """
     registry = load_registry()
-    from lnlbench.contracts.executor import Resources
+    from lnlbench.contracts.executor import Executor, Resources
     from lnlbench.engine.device import resolve_devices, usable_cores
     from lnlbench.engine.planner import Request, parse_overrides, parse_seeds, plan
     from lnlbench.engine.session import run_cells
@@ -136,6 +135,7 @@ def run(
     cores = usable_cores()
     threads_of = {suite: threads or registry.suites.find(suite).entry.threads or cores for suite in _suites(planned)}
     side_by_side = (jobs or max(1, cores // max(threads_of.values()))) if on_cpu else jobs_per_gpu
+    chosen: type[Executor] = registry.executors.find(executor).load()
     make_folder(runs)
     todo = [cell for cell in planned.cells if not _is_done(runs, cell)]
     _fetch_data(todo, registry, store)
@@ -151,7 +151,7 @@ def run(
             data=store.root.absolute(),
             offline=offline,
             threads=lambda cell: threads_of[cell.suite],
-            executor=registry.executors.find(executor).load()(),
+            executor=chosen(),
             resources=Resources(devices=devices, jobs_per_device=side_by_side),
             registry=registry,
             listen=shown.hear,
@@ -257,17 +257,3 @@ def _report(outcomes: Sequence[Outcome], board: Path, as_json: bool) -> int:
     if bad:
         click.echo(f"{len(bad)} of {len(outcomes)} cells did not finish; the others are scored", err=True)
     return 1 if bad else 0
-
-
-def command_of(cell: CellSpec) -> str:
-    """Return the command that runs exactly this cell."""
-    parts = ["lnlbench", "run", "--method", cell.method.name, "--suite", cell.suite, "--task", cell.task]
-    parts += ["--seeds", str(cell.seed)]
-    if cell.noise.seed != cell.seed:
-        parts += ["--noise-seed", str(cell.noise.seed)]
-    for option, value in cell.method.changed.items():
-        parts += ["--set", f"{option}={value}"]
-    if cell.limit_train is not None:
-        parts += ["--limit-train", str(cell.limit_train)]
-    parts += ["--precision", cell.precision]
-    return shlex.join(parts)

@@ -59,11 +59,20 @@ def resolve_precision(requested: str, device_type: str) -> Literal["float32", "b
     return "float32" if requested == "float32" else "bf16"
 
 
-def set_determinism(deterministic: bool) -> None:
-    """Choose between deterministic kernels and the fastest ones. Call before CUDA starts."""
+def set_determinism(deterministic: bool, compiled: bool) -> None:
+    """Choose between deterministic kernels and the fastest ones. Call before CUDA starts.
+
+    Args:
+        deterministic: Whether a run must repeat bit for bit.
+        compiled: Whether networks will be compiled.
+    """
     # cuBLAS reads this variable once, when CUDA starts.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if compiled:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    else:
+        # The same switch, short of the compiler's own, whose import takes seconds in every worker.
+        torch.set_deterministic_debug_mode("warn" if deterministic else "default")
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from lnlbench.contracts.executor import Job, Listener
-from lnlbench.errors import LnlbenchError
-from lnlbench.files import make_folder, write_bytes
+from lnlbench.errors import LnlbenchError, StorageError
+from lnlbench.files import make_folder, storage_errors, write_bytes
 from lnlbench.plugins import Registry, discover
 
 LOG = "log.txt"
 _JOB = "job.json"
+_TELL = "import sys; print(sys.argv[1])"
 
 
 class EngineLauncher:
@@ -35,13 +37,17 @@ class EngineLauncher:
         try:
             run_cell(job, device, self._registry, emit)
         except LnlbenchError as error:
-            emit({"event": "error", "message": str(error)})
+            emit(_error(error))
 
     def command(self, job: Job, device: str) -> tuple[list[str], dict[str, str]]:
         """Return how to start a worker process for the cell."""
-        make_folder(job.folder)
-        write_bytes(job.folder / _JOB, job.model_dump_json().encode())
         environment = dict(os.environ)
+        try:
+            make_folder(job.folder)
+            write_bytes(job.folder / _JOB, job.model_dump_json().encode())
+        except StorageError as error:
+            # No executor has to know that the folder was needed; it hears of it in the way of every failing cell.
+            return [sys.executable, "-c", _TELL, json.dumps(_error(error))], environment
         environment["PYTHONHASHSEED"] = "0"
         environment["OMP_NUM_THREADS"] = str(job.threads)
         environment["MKL_NUM_THREADS"] = str(job.threads)
@@ -62,7 +68,12 @@ def main() -> int:
     folder, device = Path(sys.argv[1]), sys.argv[2]
     _die_with_parent()
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        with storage_errors(folder / LOG):
+            log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except StorageError as error:
+        events.write(json.dumps(_error(error)) + "\n")
+        return 1
     os.dup2(log, 1)
     os.dup2(log, 2)
     job = Job.model_validate_json((folder / _JOB).read_bytes())
@@ -76,6 +87,10 @@ def main() -> int:
     return 0
 
 
+def _error(error: LnlbenchError) -> dict[str, Any]:
+    return {"event": "error", "message": str(error)}
+
+
 def _die_with_parent() -> None:
     # A worker whose coordinator was killed would go on unseen and hold its cell's lock.
     if sys.platform == "linux":
@@ -83,7 +98,11 @@ def _die_with_parent() -> None:
 
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
-        if os.getppid() != parent:
+        # It may have died before that; then the pipe to it has no reader.
+        pipe = select.poll()
+        pipe.register(1, 0)
+        gone = any(event & select.POLLERR for _, event in pipe.poll(0))
+        if os.getppid() != parent or gone:
             sys.exit(1)
 
 

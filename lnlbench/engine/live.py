@@ -232,7 +232,9 @@ class LiveRun(Tracker):
         with storage_errors(self._metrics):
             handle = os.open(self._metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(handle, line)
+                # The kernel may take a part of the line only, when the disk is about to be full.
+                while line:
+                    line = line[os.write(handle, line) :]
             finally:
                 os.close(handle)
 

@@ -30,7 +30,7 @@ from lnlbench.engine.task import DeviceTask
 from lnlbench.engine.tracking import Emit
 from lnlbench.engine.views import ImageStore
 from lnlbench.errors import CellBusyError, DivergedError, LnlbenchError, PluginError
-from lnlbench.files import make_folder, remove_leftovers, write_json
+from lnlbench.files import make_folder, remove_leftovers, storage_error, storage_errors, write_json
 from lnlbench.plugins import Provider, Registry, one_line
 from lnlbench.records import CellSpec, Environment, RunRecord, Timing
 from lnlbench.store import LocalDataStore
@@ -52,13 +52,16 @@ def run_cell(job: Job, device_name: str, registry: Registry, emit: Emit) -> None
     lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
-    except filelock.Timeout:
+    except filelock.Timeout:  # an OSError too
         raise CellBusyError(f"{job.cell.label} is being run by another process ({folder})") from None
+    except OSError as error:
+        raise storage_error(error, folder) from error
     try:
         if (folder / RESULT).exists():
             return
-        remove_leftovers(folder)
-        (folder / FAILURE).unlink(missing_ok=True)
+        with storage_errors(folder):
+            remove_leftovers(folder)
+            (folder / FAILURE).unlink(missing_ok=True)
         write_json(folder / "spec.json", job.cell.model_dump(mode="json"))
         _run_locked(job, device_name, registry, emit)
     finally:
@@ -98,7 +101,7 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     device = torch.device(device_name)
     if device.type == "cpu":
         torch.set_num_threads(job.threads)
-    set_determinism(cell.deterministic)
+    set_determinism(cell.deterministic, cell.compile)
     environment = describe_environment(device, job.threads)
     write_json(folder / "environment.json", environment.model_dump(mode="json"))
 

@@ -75,6 +75,8 @@ def _run_one(job: Job, device: str, launcher: Launcher, tell: Listener, alive: s
         code = process.wait()
     finally:
         alive.discard(process)
+        if process.stdout is not None:
+            process.stdout.close()
     tell(job.cell.id, {"event": "exit", "code": code})
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CrossEntropy(Method["CrossEntropy.Config"]):
-    r"""One network, SGD, the mean of :math:`-\log \mathrm{softmax}(z_b)_{y_b}` over each batch.
+    """One network, SGD, the mean of -log softmax(z_b)[y_b] over each batch.
 
     It looks at the given labels only and reports no selection; nothing but training and prediction is done, so its
     running time is the yardstick of what another method costs.
