@@ -24,7 +24,6 @@ from lnlbench.plugins import Registry, discover
 from lnlbench.records import CellSpec
 
 MakeCells = Callable[..., tuple[CellSpec, ...]]
-# The executor leaves the pipes of its workers to the garbage collector; one test below says so.
 ON_CPU = Resources(devices=("cpu",), jobs_per_device=2)
 
 
