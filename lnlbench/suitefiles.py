@@ -23,8 +23,6 @@ from lnlbench.errors import UsageError, suggest
 SIZE_LIMIT = 2**20
 """Bytes; no sensible suite comes near, and a mistaken path to a data file is refused at once."""
 
-PRECISIONS = ("auto", "float32", "bf16")
-
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
@@ -128,8 +126,6 @@ def _check_values(suite: Suite, path: Path, place: tuple[str, ...]) -> None:
             _refuse(path, _dotted((*place, "tasks")), f"level {task.name!r} is listed twice; expected different names")
     if not suite.seeds or len(set(suite.seeds)) < len(suite.seeds) or min(suite.seeds) < 0:
         _refuse(path, "seeds", "expected at least one seed, all different, none negative")
-    if suite.precision not in PRECISIONS:
-        _refuse(path, "precision", f"unknown value {suite.precision!r}{suggest(suite.precision, PRECISIONS)}")
 
 
 def _as_number(name: str) -> float | str:

@@ -108,7 +108,7 @@ def test_defaults_may_be_left_out(tmp_path: Path) -> None:
         (
             'precision = "float32"',
             'precision = "flaot32"',
-            "precision: unknown value 'flaot32'; did you mean 'float32'",
+            "precision: input should be 'auto', 'float32' or 'bf16'",
         ),
         ('generator = "symmetric"', 'genrator = "symmetric"', "noise.genrator: unknown key; did you mean 'generator'?"),
         ('op = "crop"', 'op = "crap"', "views.weak.ops.0: input tag 'crap'"),

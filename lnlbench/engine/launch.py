@@ -60,7 +60,8 @@ class EngineLauncher:
             inner = "cuda:0"
         elif device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        return [sys.executable, "-m", "lnlbench.engine.launch", str(job.folder), inner], environment
+        # Unbuffered, so that the log has the last words of a worker that dies.
+        return [sys.executable, "-u", "-m", "lnlbench.engine.launch", str(job.folder), inner], environment
 
 
 def main() -> int:

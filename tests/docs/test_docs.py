@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lnlbench import hookspecs
 from lnlbench.cli.main import _COMMANDS
 from lnlbench.plugins import discover
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(os.environ.get("LNLBENCH_SOURCE") or Path(__file__).resolve().parents[2])
 DOCS = ROOT / "docs"
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("lnlbench_"))
 
