@@ -32,6 +32,30 @@ def data_options(function: F) -> F:
     )(function)
 
 
+def runs_option(function: F) -> F:
+    """Add ``--runs``."""
+    return click.option(
+        "--runs",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("runs"),
+        show_default=True,
+        envvar="LNLBENCH_RUNS",
+        help="Folder of all run folders.",
+    )(function)
+
+
+def leaderboards_option(function: F) -> F:
+    """Add ``--leaderboards``."""
+    return click.option(
+        "--leaderboards",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("leaderboards"),
+        show_default=True,
+        envvar="LNLBENCH_LEADERBOARDS",
+        help="Folder of the leaderboards.",
+    )(function)
+
+
 def json_option(function: F) -> F:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(function)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import click
 
-from lnlbench.cli.common import data_options, data_store, json_option, print_json
+from lnlbench.cli.common import data_options, data_store, json_option, print_json, runs_option
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,7 @@ class Finding:
 
 @click.command()
 @data_options
-@click.option(
-    "--runs",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    envvar="LNLBENCH_RUNS",
-    help="Folder of all run folders.",
-)
+@runs_option
 @json_option
 def doctor(data: Path | None, offline: bool, runs: Path, as_json: bool) -> int:
     """Check the installation, devices, data and plugins, and say what to do. Exit code 1 if there is a problem."""

@@ -13,8 +13,10 @@ from lnlbench.cli.common import (
     data_options,
     data_store,
     json_option,
+    leaderboards_option,
     load_registry,
     print_json,
+    runs_option,
     split_names,
     tell_of,
 )
@@ -36,7 +38,11 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=click.IntRange(min=1), help="Train this long; fewer than the preset is a reduced run.")
 @click.option("--limit-train", type=int, help="Use a fixed subset of the training images: a reduced run.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), help="[default: the suite's]")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bf16"]),
+    help="Precision of forward passes.  [default: the suite's]",
+)
 @click.option("--compile", "compile_networks", is_flag=True, help="Compile networks with torch.compile.")
 @click.option(
     "--deterministic/--fast-kernels", default=True, show_default=True, help="Deterministic kernels, or the fastest."
@@ -47,22 +53,8 @@ if TYPE_CHECKING:
 @click.option(
     "--executor", default="local", show_default=True, help="How cells are run; see `lnlbench list executors`."
 )
-@click.option(
-    "--runs",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    envvar="LNLBENCH_RUNS",
-    help="Folder of all run folders.",
-)
-@click.option(
-    "--leaderboards",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("leaderboards"),
-    show_default=True,
-    envvar="LNLBENCH_LEADERBOARDS",
-    help="Folder of the leaderboards.",
-)
+@runs_option
+@leaderboards_option
 @click.option("--dry-run", is_flag=True, help="Show what would be run, and stop.")
 @data_options
 @json_option

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import click
 
+from lnlbench.cli.common import leaderboards_option
+
 
 @click.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--leaderboards",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("leaderboards"),
-    show_default=True,
-    envvar="LNLBENCH_LEADERBOARDS",
-    help="Folder of the leaderboards.",
-)
+@leaderboards_option
 @click.option("--suite", "suites", multiple=True, help="Rebuild only this suite.")
 @click.option("--replace", is_flag=True, help="Let my run of a cell take the place of the one on the board.")
 def score(folders: tuple[Path, ...], leaderboards: Path, suites: tuple[str, ...], replace: bool) -> int:
