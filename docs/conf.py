@@ -18,3 +18,5 @@ html_theme = "furo"
 html_title = f"lnlbench {release}"
 myst_heading_anchors = 3
 nitpicky = True
+# "--method" is an option, not a dash.
+smartquotes = False

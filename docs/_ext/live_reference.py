@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ from lnlbench.leaderboard.aggregate import Row
 from lnlbench.plugins import Registered, Registry, discover
 
 
+_LITERAL = re.compile(r"[A-Za-z0-9-]+@(?:LEVEL|\d\.\d+)|lnlbench run --.*(?<! )")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     app.connect("builder-inited", write_pages)
+    app.connect("sphinx-click-process-description", mark_literals)
+    app.connect("sphinx-click-process-options", mark_literals)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -32,6 +38,11 @@ def write_pages(app: Sphinx) -> None:
     }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def mark_literals(_app: Sphinx, _context: Any, lines: list[str]) -> None:
+    """Set ``SUITE@LEVEL`` as code; it looks like an address otherwise. Commands in running text likewise."""
+    lines[:] = [_LITERAL.sub(lambda found: f"``{found[0]}``", line) for line in lines]
 
 
 def methods_page(registry: Registry) -> str:

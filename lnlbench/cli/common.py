@@ -37,7 +37,7 @@ def runs_option(function: F) -> F:
     return click.option(
         "--runs",
         type=click.Path(file_okay=False, path_type=Path),
-        default=Path("runs"),
+        default="runs",
         show_default=True,
         envvar="LNLBENCH_RUNS",
         help="Folder of all run folders.",
@@ -49,7 +49,7 @@ def leaderboards_option(function: F) -> F:
     return click.option(
         "--leaderboards",
         type=click.Path(file_okay=False, path_type=Path),
-        default=Path("leaderboards"),
+        default="leaderboards",
         show_default=True,
         envvar="LNLBENCH_LEADERBOARDS",
         help="Folder of the leaderboards.",
