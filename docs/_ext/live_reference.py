@@ -11,7 +11,6 @@ from sphinx.application import Sphinx
 from lnlbench.leaderboard.aggregate import Row
 from lnlbench.plugins import Registered, Registry, discover
 
-
 _LITERAL = re.compile(r"[A-Za-z0-9-]+@(?:LEVEL|\d\.\d+)|lnlbench run --.*(?<! )")
 
 
