@@ -269,7 +269,7 @@ def method_names_in(source: str, names: set[str]) -> set[str]:
 def test_the_core_names_no_method() -> None:
     """Docstrings and comments may name a method, be it as an example of a command or as the source of a definition.
 
-    Code may not. The one exception is the advice of ``doctor`` to somebody who has no method at all.
+    Code may not.
     """
     names = set(discover().methods.names())
     assert {"ce", "dividemix"} <= names
@@ -280,7 +280,7 @@ def test_the_core_names_no_method() -> None:
         for path in sorted(root.rglob("*.py"))
         if (words := method_names_in(path.read_text(), names))
     }
-    assert found == {"cli/doctor.py": {"ce"}}
+    assert found == {}
 
 
 @pytest.mark.parametrize(

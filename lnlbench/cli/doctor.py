@@ -122,7 +122,10 @@ def _plugins() -> list[Finding]:
             Finding("problem", f"plugin {broken.entry_point}", f"{broken.provider}: {broken.reason}", advice)
         )
     if not len(registry.methods.names()):
-        findings.append(Finding("problem", "methods", "none is installed", "python3 -m pip install lnlbench-ce"))
+        advice = (
+            "install a package that provides one; the requirements.txt of the source tree installs all built-in ones"
+        )
+        findings.append(Finding("problem", "methods", "none is installed", advice))
     return findings
 
 
