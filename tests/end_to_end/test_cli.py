@@ -555,3 +555,11 @@ def test_eighty_columns(cli: Cli, in_terminal: Callable[..., tuple[int, str]]) -
     numbers = re.findall(r"\d+\.\d\d", shown)
     for field in ("last10_mean", "last_mean", "best_mean", "gap_mean"):
         assert f"{row[field]:.2f}" in numbers
+
+
+def test_the_package_runs_as_a_module() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "lnlbench", "list", "methods"], capture_output=True, text=True, check=True
+    )
+    assert "dividemix" in answer.stdout
+    assert answer.stderr == ""
