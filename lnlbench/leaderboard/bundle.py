@@ -1,14 +1,15 @@
 """Bundles: what a leaderboard keeps of a run. An immutable folder that holds enough to recompute its every score.
 
-``<board>/bundles/<suite>/<cell id>/`` holds ``run.json`` (the run's ``result.json``, byte for byte), ``metrics.jsonl``,
-``predictions.npz`` and ``manifest.json`` with the size and SHA-256 of the other three. There is no shared mutable
-store: a bundle appears by one rename, complete, and is never changed afterwards.
+``<board>/bundles/<suite>/<cell id>/`` holds ``run.json`` (the run's ``result.json``, byte for byte), the run's
+``metrics.jsonl``, packed, ``predictions.npz``, and ``manifest.json`` with the size and SHA-256 of the other three. There
+is no shared mutable store: a bundle appears by one rename, complete, and is never changed afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import secrets
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +54,8 @@ TOLERANCE = 1e-6
 FINAL_EPOCHS = 10
 """Epochs that ``last10`` and the selection scores are averaged over."""
 
-_RUN, _METRICS, _PREDICTIONS, _MANIFEST = "run.json", "metrics.jsonl", "predictions.npz", "manifest.json"
-_NAME_IN_RUN = {_RUN: "result.json", _METRICS: _METRICS, _PREDICTIONS: _PREDICTIONS}
+_RUN, _METRICS, _PREDICTIONS, _MANIFEST = "run.json", "metrics.jsonl.gz", "predictions.npz", "manifest.json"
+_NAME_IN_RUN = {_RUN: "result.json", _METRICS: "metrics.jsonl", _PREDICTIONS: _PREDICTIONS}
 _ARRAYS = ("test_labels", "epochs", "predictions")
 _STAGE, _RETIRED = ".stage", ".old"
 _CELL = re.compile(r"[0-9a-f]{16}")
@@ -307,8 +309,11 @@ def _load(folder: Path, paths: Mapping[str, Path]) -> Content:
     files = {_RUN: data}
     epochs: list[_Epoch] = []
     if record.status == "finished" or paths[_METRICS].exists():
-        files[_METRICS] = _read_file(paths[_METRICS], BUNDLE_LIMIT)
-        epochs = _parse_metrics(files[_METRICS], paths[_METRICS])
+        data = _read_file(paths[_METRICS], BUNDLE_LIMIT)
+        packed = paths[_METRICS].name == _METRICS
+        # No time stamp, so that equal metrics give equal bytes.
+        files[_METRICS] = data if packed else gzip.compress(data, mtime=0)
+        epochs = _parse_metrics(_unpack(data, paths[_METRICS]) if packed else data, paths[_METRICS])
     predictions = None
     if record.status == "finished":
         files[_PREDICTIONS] = _read_file(paths[_PREDICTIONS], BUNDLE_LIMIT)
@@ -329,6 +334,18 @@ class _Epoch:
 
     test_accuracy: float
     selection: dict[str, float]
+
+
+def _unpack(data: bytes, path: Path) -> bytes:
+    """Undo gzip, up to the limit of a bundle."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        text = unpacker.decompress(data, BUNDLE_LIMIT)
+    except zlib.error as error:
+        raise _damaged(path, f"not gzip: {error}") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise _damaged(path, f"cut off, longer than it says, or more than {BUNDLE_LIMIT // 2**20} MiB")
+    return text
 
 
 def _parse_metrics(data: bytes, path: Path) -> list[_Epoch]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import json
 import math
@@ -57,7 +58,7 @@ def test_a_bundle_holds_the_run_byte_for_byte(run: Run, board: Path) -> None:
     assert (added.outcome, added.agrees) == ("added", None)
     assert added.folder == board / "bundles" / "digits-sym" / added.cell
     kept = contents(added.folder)
-    assert set(kept) == {"run.json", "metrics.jsonl", "predictions.npz", "manifest.json"}
+    assert set(kept) == {"run.json", "metrics.jsonl.gz", "predictions.npz", "manifest.json"}
     assert kept["run.json"] == (folder / "result.json").read_bytes()
     assert kept["predictions.npz"] == (folder / "predictions.npz").read_bytes()
     bundle.verify(added.folder)
@@ -141,7 +142,7 @@ KINDS = (
 def edit(rng: random.Random, files: dict[str, bytes], archive: Callable[..., bytes]) -> str:
     """Falsify something that recomputation must notice, in place; return what."""
     record = json.loads(files["run.json"])
-    lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+    lines = [json.loads(line) for line in gzip.decompress(files["metrics.jsonl.gz"]).splitlines()]
     with np.load(io.BytesIO(files["predictions.npz"])) as arrays:
         labels, epochs, predictions = arrays["test_labels"], arrays["epochs"], arrays["predictions"].copy()
     kind = rng.choice(KINDS)
@@ -207,7 +208,7 @@ def edit(rng: random.Random, files: dict[str, bytes], archive: Callable[..., byt
         files["run.json"] = change(files["run.json"], "status", rng.choice(["diverged", "good", None]))
     else:
         files["run.json"] = change(files["run.json"], "data.num_test", rng.randrange(51, 99))
-    files["metrics.jsonl"] = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    files["metrics.jsonl.gz"] = gzip.compress("".join(f"{json.dumps(line)}\n" for line in lines).encode())
     if kind in ("predictions", "labels", "epochs"):
         files["predictions.npz"] = archive(labels, epochs, predictions)
     return kind
@@ -500,3 +501,28 @@ def test_a_board_locked_for_too_long_is_one_line(run: Run, board: Path, monkeypa
 
     with bundle.locked(board):
         assert in_child(locked_out) == signal.SIGUSR1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: b"plain" + data,
+        lambda _data: gzip.compress(bytes(60 * 2**20)),
+    ],
+    ids=["cut", "longer", "not gzip", "bomb"],
+)
+def test_damaged_packing_is_refused(run: Run, board: Path, damage: Callable[[bytes], bytes]) -> None:
+    folder = bundle.add(run(), board).folder
+    files = contents(folder)
+    files["metrics.jsonl.gz"] = damage(files["metrics.jsonl.gz"])
+    write(folder, files, remake=True)
+    with pytest.raises(DataError, match=r"metrics\.jsonl\.gz"):
+        bundle.verify(folder)
+
+
+def test_equal_runs_give_equal_bundles(run: Run, tmp_path: Path) -> None:
+    folder = run()
+    first, second = (bundle.add(folder, tmp_path / name).folder for name in ("a", "b"))
+    assert contents(first) == contents(second)
