@@ -1,7 +1,7 @@
 """Bundles: what a leaderboard keeps of a run. An immutable folder that holds enough to recompute its every score.
 
 ``<board>/bundles/<suite>/<cell id>/`` holds ``run.json`` (the run's ``result.json``, byte for byte), the run's
-``metrics.jsonl``, packed, ``predictions.npz``, and ``manifest.json`` with the size and SHA-256 of the other three. There
+``metrics.jsonl``, packed, ``predictions.npz``, and ``manifest.json`` with size and SHA-256 of the other three. There
 is no shared mutable store: a bundle appears by one rename, complete, and is never changed afterwards.
 """
 
