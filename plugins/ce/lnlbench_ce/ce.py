@@ -47,11 +47,17 @@ class CrossEntropy(Method["CrossEntropy.Config"]):
         """Return the CIFAR schedule of the DivideMix paper; for other data, our own choice. Asks for nothing."""
         if task.dataset in ("cifar10", "cifar100"):
             return cls.Config(epochs=300, batch_size=128, backbone="preact-resnet18", lr_drop_epoch=150)
+        # ImageNet-sized images: the optimiser settings of the same paper for Clothing1M and WebVision.
+        large = {
+            "clothing1m": {"learning_rate": 0.002, "weight_decay": 1e-3},
+            "mini-webvision": {"learning_rate": 0.01},
+        }
         return cls.Config(
             epochs=task.default_epochs,
             batch_size=64,
             backbone=task.default_backbone,
             lr_drop_epoch=max(1, task.default_epochs // 2),
+            **large.get(task.dataset, {}),
         )
 
     def fit(self, task: Task, run: Run) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lnlbench.api import Batch, Method, MethodConfig, Run, Task, TaskInfo
 from lnlbench.blocks.history import LossHistory
@@ -22,6 +22,7 @@ from lnlbench.blocks.losses import (
 )
 from lnlbench.blocks.mixture import clean_probabilities, min_max_normalise
 from lnlbench.blocks.mixup import draw_mixup_weight, mixup
+from lnlbench.blocks.sampling import class_balanced_draw
 from lnlbench.blocks.schedules import linear_rampup, set_learning_rate, step_decay
 from lnlbench.blocks.sharpen import sharpen
 
@@ -41,6 +42,16 @@ class Learner:
     optimizer: torch.optim.Optimizer
     history: LossHistory
     """Its normalised per-sample losses of the latest epochs."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """What one network makes of the training set in one epoch."""
+
+    index: Tensor
+    """``index_n``: the samples it looked at, ascending: all of them, or the epoch's draw."""
+    clean_probs: Tensor
+    """``clean_probs_N``: clean probability of each sample of the training set; 0 where it did not look."""
 
 
 class DivideMix(Method["DivideMix.Config"]):
@@ -97,6 +108,15 @@ class DivideMix(Method["DivideMix.Config"]):
         gmm_max_iter: int = Field(10, ge=1, description="EM iterations of the mixture.")
         gmm_tol: float = Field(1e-2, gt=0.0, description="EM stops when the mean log-likelihood rises by less.")
         gmm_reg_covar: float = Field(5e-4, ge=0.0, description="Added to the variances of the mixture.")
+        draw_size: int | None = Field(
+            None, ge=1, description="Train on class-balanced draws of so many images per epoch, twice in warm-up."
+        )
+
+        @model_validator(mode="after")
+        def _draws_have_no_history(self) -> DivideMix.Config:
+            if self.draw_size is not None and self.loss_average_epochs > 1:
+                raise ValueError("draw_size and loss_average_epochs exclude each other: each epoch has other images")
+            return self
 
     net1: nn.Module
     net2: nn.Module
@@ -110,6 +130,21 @@ class DivideMix(Method["DivideMix.Config"]):
         """
         if task.dataset in ("cifar10", "cifar100"):
             return cls._cifar_preset(task)
+        if task.dataset == "clothing1m":
+            return cls.Config(
+                epochs=80,
+                batch_size=32,
+                backbone="timm:resnet50+pretrained",
+                warmup_epochs=1,
+                warmup_penalty=True,
+                learning_rate=0.002,
+                weight_decay=1e-3,
+                lr_drop_epoch=40,
+                alpha=0.5,
+                lambda_u=0.0,
+                unlabelled_loss=False,
+                draw_size=32_000,
+            )
         if task.dataset == "mini-webvision":
             return cls.Config(
                 epochs=80,
@@ -158,16 +193,6 @@ class DivideMix(Method["DivideMix.Config"]):
             loss_average_epochs=5 if extreme else 1,
         )
 
-    @classmethod
-    def supports(cls, task: TaskInfo) -> str | None:
-        """Refuse Clothing1M, whose published protocol is more than this loop."""
-        if task.dataset == "clothing1m":
-            return (
-                "the published Clothing1M runs train on fresh class-balanced draws each epoch and choose their "
-                "checkpoint on clean validation data; this implementation does neither"
-            )
-        return None
-
     def fit(self, task: Task, run: Run) -> None:
         """Train both networks (Algorithm 1)."""
         config = self.config
@@ -190,10 +215,10 @@ class DivideMix(Method["DivideMix.Config"]):
                 self.warm_up(task, run, second)
                 continue
             # Co-divide: both divisions come before any training of this epoch, and the networks swap them.
-            clean_probs1_N = self.divide(task, run, first)
-            clean_probs2_N = self.divide(task, run, second)
-            self.train_epoch(task, run, epoch, first, second, clean_probs2_N)
-            self.train_epoch(task, run, epoch, second, first, clean_probs1_N)
+            division1 = self.divide(task, run, first)
+            division2 = self.divide(task, run, second)
+            self.train_epoch(task, run, epoch, first, second, division2)
+            self.train_epoch(task, run, epoch, second, first, division1)
 
     def _build(self, task: Task, role: str) -> Learner:
         config = self.config
@@ -206,7 +231,8 @@ class DivideMix(Method["DivideMix.Config"]):
     def warm_up(self, task: Task, run: Run, learner: Learner) -> None:
         """Make one pass over all samples with cross-entropy, minus the entropy where asked for (eq. 2)."""
         learner.network.train()
-        for batch in task.loader(f"{learner.role} warm-up", batch_size=2 * self.config.batch_size):
+        index_n = self.draw(task, run, learner, times=2)
+        for batch in task.loader(f"{learner.role} warm-up", batch_size=2 * self.config.batch_size, index=index_n):
             logits_BC = learner.network(batch.images)
             loss = cross_entropy_per_sample(logits_BC, batch.labels).mean()
             if self.config.warmup_penalty:
@@ -214,11 +240,19 @@ class DivideMix(Method["DivideMix.Config"]):
             _descend(learner, loss)
             run.log(**{f"{learner.role}_loss_warmup": loss.detach()})
 
-    def divide(self, task: Task, run: Run, learner: Learner) -> Tensor:
-        """Fit two Gaussians to this network's losses and return ``clean_probs_N`` (section 3.1 of the paper)."""
+    def draw(self, task: Task, run: Run, learner: Learner, times: int = 1) -> Tensor:
+        """Return the indices of this epoch's samples: all of them, or a class-balanced draw (departure 16)."""
+        if self.config.draw_size is None:
+            return torch.arange(task.num_train, device=task.device)
+        generator = run.rng(f"{learner.role} draw").torch
+        return class_balanced_draw(task.labels, times * self.config.draw_size, task.num_classes, generator)
+
+    def divide(self, task: Task, run: Run, learner: Learner) -> Division:
+        """Fit two Gaussians to this network's losses for the clean probabilities (section 3.1 of the paper)."""
         config = self.config
-        learner.history.append(min_max_normalise(self.sample_losses(task, learner)))
-        clean_probs_N = clean_probabilities(
+        index_n = self.draw(task, run, learner)
+        learner.history.append(min_max_normalise(self.sample_losses(task, learner, index_n)))
+        clean_probs_n = clean_probabilities(
             # Averaged losses are not normalised again, as in the released code (departure 7).
             learner.history.mean(),
             max_iter=config.gmm_max_iter,
@@ -226,29 +260,37 @@ class DivideMix(Method["DivideMix.Config"]):
             reg_covar=config.gmm_reg_covar,
             random_state=run.rng(f"{learner.role} gmm").seed(),
         )
-        run.report(learner.role, clean_probs=clean_probs_N, selected=clean_probs_N > config.p_threshold)
-        return clean_probs_N
+        clean_probs_N = torch.zeros(task.num_train, device=task.device)
+        clean_probs_N[index_n] = clean_probs_n
+        # A sample that was not looked at has no clean probability to be scored.
+        scored_N = clean_probs_N if config.draw_size is None else None
+        run.report(learner.role, clean_probs=scored_N, selected=clean_probs_N > config.p_threshold)
+        return Division(index_n, clean_probs_N)
 
-    def sample_losses(self, task: Task, learner: Learner) -> Tensor:
-        """Return ``losses_N`` of the un-augmented images with their given labels (eq. 1), network in eval mode."""
+    def sample_losses(self, task: Task, learner: Learner, index_n: Tensor) -> Tensor:
+        """Return ``losses_n`` of un-augmented images with their given labels (eq. 1), network in eval mode."""
         learner.network.eval()
-        losses_N = torch.empty(task.num_train, device=task.device)
         loader = task.loader(
-            f"{learner.role} losses", batch_size=4 * self.config.batch_size, views=("plain",), shuffle=False
+            f"{learner.role} losses",
+            batch_size=4 * self.config.batch_size,
+            views=("plain",),
+            index=index_n,
+            shuffle=False,
         )
         with torch.no_grad():
-            for batch in loader:
-                losses_N[batch.index] = cross_entropy_per_sample(learner.network(batch.images), batch.labels)
-        return losses_N
+            return torch.cat(
+                [cross_entropy_per_sample(learner.network(batch.images), batch.labels) for batch in loader]
+            )
 
     def train_epoch(
-        self, task: Task, run: Run, epoch: int, learner: Learner, peer: Learner, clean_probs_N: Tensor
+        self, task: Task, run: Run, epoch: int, learner: Learner, peer: Learner, division: Division
     ) -> None:
-        """Train one network for an epoch on the division that its peer's ``clean_probs_N`` make."""
+        """Train one network for an epoch on its peer's division."""
         config, role = self.config, learner.role
+        clean_probs_N = division.clean_probs
+        is_labelled_n = clean_probs_N[division.index] > config.p_threshold
         # The host waits for the device here, once an epoch and never in a step: sizes must be known to cut batches.
-        labelled_N = clean_probs_N > config.p_threshold
-        labelled, unlabelled = labelled_N.nonzero().flatten(), (~labelled_N).nonzero().flatten()
+        labelled, unlabelled = division.index[is_labelled_n], division.index[~is_labelled_n]
         run.log(**{f"{role}_num_labelled": float(len(labelled))})
         if not len(labelled):
             _log.warning("epoch %d: no sample counts as clean, so %s is not trained", epoch, role)

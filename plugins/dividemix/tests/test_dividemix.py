@@ -18,7 +18,7 @@ from lnlbench.api import Batch, DivergedError, TaskInfo
 from lnlbench.blocks.history import LossHistory
 from lnlbench.blocks.mixture import clean_probabilities
 from lnlbench_dividemix import lnlbench_methods
-from lnlbench_dividemix.dividemix import DivideMix, Learner
+from lnlbench_dividemix.dividemix import DivideMix, Division, Learner
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -123,9 +123,24 @@ def test_preset_elsewhere_follows_the_suite_and_asks_nothing(
     assert info.asked == set()
 
 
-def test_supports_all_but_clothing1m(make_info: Callable[..., TaskInfo]) -> None:
-    assert all(DivideMix.supports(make_info(name)) is None for name in ("cifar10", "digits", "mini-webvision"))
-    assert "class-balanced" in (DivideMix.supports(make_info("clothing1m")) or "")
+def test_clothing1m_is_trained_on_draws(make_info: Callable[..., TaskInfo]) -> None:
+    info = make_info("clothing1m")
+    preset = DivideMix.preset(info)
+    assert (preset.epochs, preset.batch_size, preset.draw_size, preset.warmup_epochs) == (80, 32, 32_000, 1)
+    assert (preset.learning_rate, preset.weight_decay, preset.lr_drop_epoch, preset.alpha) == (0.002, 1e-3, 40, 0.5)
+    assert (preset.warmup_penalty, preset.unlabelled_loss, preset.lambda_u) == (True, False, 0.0)
+    assert preset.backbone == "timm:resnet50+pretrained"
+    assert info.asked == set()
+
+
+def test_draws_and_averaged_losses_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="draw_size and loss_average_epochs exclude each other"):
+        config(draw_size=32, loss_average_epochs=5)
+
+
+def whole(clean_probs_N: Tensor) -> Division:
+    """A division of the whole training set."""
+    return Division(torch.arange(len(clean_probs_N)), clean_probs_N)
 
 
 # ---------------------------------------------------------------- steps against worked numbers
@@ -279,7 +294,7 @@ def test_peer_is_untouched_and_batch_norm_moves_five_times_a_step(make_task: Any
     clean_probs = torch.linspace(0, 1, task.num_train)
     learner_before, peer_before = copy_of(learner.network), copy_of(peer.network)
     peer.network.train()
-    method.train_epoch(task, run, 2, learner, peer, clean_probs)
+    method.train_epoch(task, run, 2, learner, peer, whole(clean_probs))
 
     for name, value in peer.network.state_dict().items():
         assert torch.equal(value, peer_before[name]), name
@@ -301,7 +316,7 @@ def test_forward_passes_come_in_the_order_of_the_released_code(make_task: Any, m
             lambda module, args, name=name: calls.append((name, module.training, torch.is_grad_enabled(), len(args[0])))
         )
     clean_probs = (torch.arange(task.num_train) < 40).float()
-    method.train_epoch(task, make_run(task), 2, learner, peer, clean_probs)
+    method.train_epoch(task, make_run(task), 2, learner, peer, whole(clean_probs))
     assert calls == [
         ("A", True, False, 50),
         ("A", True, False, 50),
@@ -318,7 +333,7 @@ def test_without_unlabelled_loss_only_labelled_rows_are_forwarded(make_task: Any
     run, (learner, peer) = make_run(task), learners(method, task)
     rows: list[int] = []
     learner.network.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    method.train_epoch(task, run, 2, learner, peer, (torch.arange(task.num_train) < 40).float())
+    method.train_epoch(task, run, 2, learner, peer, whole((torch.arange(task.num_train) < 40).float()))
     assert rows == [50, 50, 40, 40, 80]
     assert run.values("net1_loss_unlabelled") == [0.0]
 
@@ -327,11 +342,11 @@ def test_lambda_u_ramps_within_the_epoch(make_task: Any, make_run: Any) -> None:
     task, method = make_task(), DivideMix(config(lambda_u=25.0, warmup_epochs=10))
     run, (learner, peer) = make_run(task), learners(method, task)
     # 40 = 5 * 8: the released code divides the epoch by one step more than there are.
-    method.train_epoch(task, run, 12, learner, peer, (torch.arange(task.num_train) < 40).float())
+    method.train_epoch(task, run, 12, learner, peer, whole((torch.arange(task.num_train) < 40).float()))
     assert run.values("net1_lambda_u") == pytest.approx([25 * (2 + step / 6) / 16 for step in range(5)])
     for epoch, expected in ((10, 0.0), (18, 12.5), (26, 25.0), (40, 25.0)):
         run.logged.clear()
-        method.train_epoch(task, run, epoch, learner, peer, (torch.arange(task.num_train) < 5).float())
+        method.train_epoch(task, run, epoch, learner, peer, whole((torch.arange(task.num_train) < 5).float()))
         assert run.values("net1_lambda_u") == [pytest.approx(expected)]
 
 
@@ -340,7 +355,7 @@ def test_split_is_strict_and_unlabelled_batches_start_anew(make_task: Any, make_
     run, (learner, peer) = make_run(task), learners(method, task)
     clean_probs = torch.full((task.num_train,), 0.51)
     clean_probs[:10] = 0.5
-    method.train_epoch(task, run, 2, learner, peer, clean_probs)
+    method.train_epoch(task, run, 2, learner, peer, whole(clean_probs))
     labelled = torch.cat([rows for role, rows in task.served if role == "net1 labelled"])
     unlabelled = [rows for role, rows in task.served if role == "net1 unlabelled"]
     assert sorted(labelled.tolist()) == list(range(10, 90))
@@ -359,7 +374,7 @@ def test_without_unlabelled_samples_it_trains_on_the_others(
     task, method = make_task(), DivideMix(config())
     run, (learner, peer) = make_run(task), learners(method, task)
     with caplog.at_level(logging.WARNING):
-        method.train_epoch(task, run, 2, learner, peer, torch.ones(task.num_train))
+        method.train_epoch(task, run, 2, learner, peer, whole(torch.ones(task.num_train)))
     assert "every sample counts as clean" in caplog.text
     steps = len(run.values("net1_loss"))
     assert steps == 12
@@ -374,7 +389,7 @@ def test_without_labelled_samples_it_skips_the_epoch(
     run, (learner, peer) = make_run(task), learners(method, task)
     before = copy_of(learner.network)
     with caplog.at_level(logging.WARNING):
-        method.train_epoch(task, run, 2, learner, peer, torch.full((task.num_train,), 0.5))
+        method.train_epoch(task, run, 2, learner, peer, whole(torch.full((task.num_train,), 0.5)))
     assert "no sample counts as clean" in caplog.text
     assert run.values("net1_num_labelled") == [0.0]
     assert all(torch.equal(value, before[name]) for name, value in learner.network.state_dict().items())
@@ -396,7 +411,7 @@ def test_no_step_waits_for_the_device(make_task: Any, make_run: Any) -> None:
                 return loss, parts
 
     task, method = make_task(), Watched(config())
-    method.train_epoch(task, make_run(task), 2, *learners(method, task), torch.linspace(0, 1, task.num_train))
+    method.train_epoch(task, make_run(task), 2, *learners(method, task), whole(torch.linspace(0, 1, task.num_train)))
     assert Watch.waits == 0
     with Watch():
         torch.ones(1).item()
@@ -427,7 +442,7 @@ def test_division_uses_plain_images_in_eval_mode(make_task: Any, make_run: Any) 
     run, (learner, _) = make_run(task), learners(method, task)
     learner.network.train()
     before = copy_of(learner.network)
-    clean_probs = method.divide(task, run, learner)
+    clean_probs = method.divide(task, run, learner).clean_probs
     assert all(torch.equal(value, before[name]) for name, value in learner.network.state_dict().items())
     assert task.loaders == [("net1 losses", {"batch_size": 32, "views": ("plain",), "shuffle": False})]
 
@@ -450,8 +465,8 @@ def test_losses_are_averaged_over_the_last_five_epochs(make_task: Any, make_run:
     for epoch in range(7):
         run.clock.move_to(epoch)
         method.warm_up(task, run, learner)
-        clean_probs = method.divide(task, run, learner)
-        losses = method.sample_losses(task, learner)
+        clean_probs = method.divide(task, run, learner).clean_probs
+        losses = method.sample_losses(task, learner, torch.arange(task.num_train))
         normalised.append((losses - losses.min()) / (losses.max() - losses.min()))
         mean = torch.stack(normalised[-5:]).mean(0)
         assert torch.equal(learner.history.mean(), mean)
@@ -466,7 +481,31 @@ def test_equal_losses_leave_every_sample_clean(make_task: Any, make_run: Any) ->
     run, (learner, _) = make_run(task), learners(method, task)
     nn.init.zeros_(learner.network.head.weight)
     nn.init.zeros_(learner.network.head.bias)
-    assert method.divide(task, run, learner).tolist() == [1.0] * task.num_train
+    assert method.divide(task, run, learner).clean_probs.tolist() == [1.0] * task.num_train
+
+
+def test_a_draw_limits_division_warm_up_and_training(make_task: Any, make_run: Any) -> None:
+    task, method = make_task(), DivideMix(config(draw_size=30))
+    run, (learner, peer) = make_run(task), learners(method, task)
+    method.warm_up(task, run, learner)
+    warmed = torch.cat([rows for role, rows in task.served if role == "net1 warm-up"])
+    division = method.divide(task, run, learner)
+    sizes = torch.bincount(task.labels, minlength=task.num_classes)
+    for index, count in ((warmed, 60), (division.index, 30)):
+        limit = -(-count // task.num_classes)
+        expected = torch.minimum(sizes, torch.tensor(limit))
+        assert torch.equal(torch.bincount(task.labels[index], minlength=task.num_classes), expected)
+    outside = torch.ones(task.num_train, dtype=torch.bool)
+    outside[division.index] = False
+    assert (division.clean_probs[outside] == 0).all()
+    [(_, _, verdicts)] = run.reported
+    assert verdicts["clean_probs"] is None, "nothing is claimed of samples that were not looked at"
+
+    method.train_epoch(task, run, 2, peer, learner, division)
+    used = torch.cat([rows for role, rows in task.served if role.startswith(("net2 labelled", "net2 unlabelled"))])
+    assert not outside[used].any()
+    run.clock.move_to(3)
+    assert not torch.equal(method.draw(task, run, learner), division.index), "each epoch has a draw of its own"
 
 
 def test_a_network_that_diverged_is_reported(make_task: Any, make_run: Any) -> None:
@@ -484,9 +523,9 @@ def test_each_network_trains_on_the_division_of_the_other(make_task: Any, make_r
     masks = {"net1": torch.arange(90) < 30, "net2": torch.arange(90) >= 50}
 
     class Fixed(DivideMix):
-        def divide(self, task: Any, run: Any, learner: Learner) -> Tensor:
+        def divide(self, task: Any, run: Any, learner: Learner) -> Division:
             super().divide(task, run, learner)
-            return masks[learner.role].float()
+            return whole(masks[learner.role].float())
 
     task = make_task()
     Fixed(config(epochs=3)).fit(task, make_run(task))
