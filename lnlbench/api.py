@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from lnlbench.contracts.backbone import BackboneEntry, BackboneFactory
-from lnlbench.contracts.dataset import Dataset, DatasetEntry, DataStore, Edition, ImageData, RemoteFile
+from lnlbench.contracts.dataset import (
+    Dataset,
+    DatasetEntry,
+    DatasetOptions,
+    DataStore,
+    Edition,
+    ImageData,
+    ImageFiles,
+    Needed,
+    RemoteFile,
+    Resize,
+    Split,
+)
 from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Launcher, Listener, Resources
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry, Paper
-from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator
+from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator, ReleasedLabels
 from lnlbench.contracts.run import Run, Stage, Stateful, Stream
 from lnlbench.contracts.suite import NoiseSettings, Suite, SuiteFile, SuiteTask
 from lnlbench.contracts.task import Batch, Loader, Network, Task, TaskInfo, ValidationSplit
-from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, ViewRecipe
+from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, RandomResizedCrop, ViewRecipe
 from lnlbench.errors import (
     DataError,
     DivergedError,
@@ -33,12 +45,14 @@ __all__ = [
     "DataStore",
     "Dataset",
     "DatasetEntry",
+    "DatasetOptions",
     "DivergedError",
     "Edition",
     "Executor",
     "ExecutorEntry",
     "GeneratedLabels",
     "ImageData",
+    "ImageFiles",
     "Job",
     "Launcher",
     "Listener",
@@ -47,6 +61,7 @@ __all__ = [
     "Method",
     "MethodConfig",
     "MethodEntry",
+    "Needed",
     "Network",
     "NoiseEntry",
     "NoiseGenerator",
@@ -55,9 +70,13 @@ __all__ = [
     "PluginError",
     "RandomCrop",
     "RandomFlip",
+    "RandomResizedCrop",
+    "ReleasedLabels",
     "RemoteFile",
+    "Resize",
     "Resources",
     "Run",
+    "Split",
     "Stage",
     "Stateful",
     "StorageError",

@@ -34,12 +34,12 @@ class MethodSpec(_Record):
 
 
 class NoiseSpec(_Record):
-    """A noise realisation, before it is drawn."""
+    """Where the noisy labels of a cell come from: a generator before it draws, or labels that exist already."""
 
-    generator: str = Field(description="Generator id.")
-    options: dict[str, Any] = Field(description="Every switch of the generator, resolved.")
-    rate: float = Field(description="Nominal rate in [0, 1].")
-    seed: int = Field(description="Noise seed.")
+    generator: str = Field(description="Noise id; 'own' for labels that the dataset itself comes with.")
+    options: dict[str, Any] = Field(description="Every switch of the noise, resolved.")
+    rate: float | None = Field(description="Nominal rate in [0, 1]; none if nothing is drawn.")
+    seed: int | None = Field(description="Noise seed; none if nothing is drawn.")
 
     @property
     def variant(self) -> str:
@@ -58,6 +58,13 @@ class CellSpec(_Record):
     suite_version: int = Field(description="Version of the suite.")
     task: str = Field(description="Level within the suite.")
     dataset: str = Field(description="Dataset id.")
+    data_options: dict[str, Any] = Field(default_factory=dict, description="Options of the dataset, resolved.")
+    known_classes: int | None = Field(
+        None, description="Classes from this one on are out of distribution; none: all known."
+    )
+    test_sets: tuple[str, ...] = Field(
+        (), description="Test sets evaluated, the main one first; empty if there is one."
+    )
     edition: str = Field(description="'canonical', or the name of the registered edition.")
     edition_digest: str = Field("", description="Digest of the registered file list; empty if canonical.")
     limit_train: int | None = Field(None, description="Training images used, if not all.")
@@ -86,8 +93,10 @@ class DataFacts(_Record):
     edition: str = Field(description="'canonical' or the registered edition.")
     digest: str = Field(description="SHA-256 over training and test images and true labels in canonical form.")
     num_train: int = Field(description="Training images used.")
-    num_test: int = Field(description="Test images evaluated: always all of them.")
-    num_classes: int = Field(description="Classes.")
+    num_test: int = Field(description="Test images evaluated: always all of them. Of the main test set.")
+    num_further_test: dict[str, int] = Field(default_factory=dict, description="Images of each further test set.")
+    num_validation: int = Field(0, description="Images of the dataset's clean validation set, which is evaluated too.")
+    num_classes: int = Field(description="Classes of the task, which is also the number of outputs.")
     image_size: int = Field(description="Side of the images in pixels.")
 
 
@@ -95,18 +104,27 @@ class NoiseFacts(_Record):
     """Which noisy labels a cell really used."""
 
     digest: str = Field(description="SHA-256 of the given labels as little-endian int64.")
-    realised_rate: float = Field(description="Share of given labels that differ from the true ones.")
-    num_changed: int = Field(description="Number of given labels that differ from the true ones.")
-    confusion: list[list[int]] = Field(description="Counts, row = true class, column = given class.")
+    num_known: int = Field(description="Training samples of which it is known whether their given label is right.")
+    num_changed: int = Field(description="Of these, the samples whose given label is wrong.")
+    num_ood: int = Field(0, description="Of these in turn, the samples that belong to none of the task's classes.")
+    realised_rate: float | None = Field(description="Wrong labels as a share of the known ones; none if none is known.")
+    confusion: list[list[int]] | None = Field(
+        description="Counts, row = true class, column = given class, over the samples whose true class is known; rows "
+        "after the last column are classes outside the task. None if no true class is known."
+    )
 
 
 class Scores(_Record):
-    """Test accuracies as fractions. Every one of them can be recomputed from the stored predictions."""
+    """Test accuracies as fractions, on one test set. Every one of them can be recomputed from stored predictions."""
 
     last10: float = Field(description="Mean over the final ten epochs (fewer if there were fewer): the headline.")
     last: float = Field(description="After the final epoch.")
     best: float = Field(description="Maximum over all epochs, chosen on the test set: optimistic by construction.")
     best_epoch: int = Field(description="Epoch of the maximum, counted from 0; the first one if tied.")
+    best_val: float | None = Field(None, description="At the epoch that is best on the clean validation set, if any.")
+    top5_last10: float | None = Field(None, description="As last10, for the share with the class among the first five.")
+    top5_last: float | None = Field(None, description="Likewise after the final epoch.")
+    top5_best: float | None = Field(None, description="Likewise at best_epoch.")
 
 
 class Timing(_Record):
@@ -149,7 +167,9 @@ class RunRecord(_Record):
     environment: Environment = Field(description="Where it ran.")
     data: DataFacts = Field(description="Data used.")
     noise: NoiseFacts = Field(description="Labels used.")
-    scores: Scores | None = Field(description="Accuracies; absent if diverged.")
+    scores: Scores | None = Field(description="Accuracies on the main test set; absent if diverged.")
+    further_scores: dict[str, Scores] = Field(default_factory=dict, description="Those on each further test set.")
+    best_val_epoch: int | None = Field(None, description="The epoch that is best on the clean validation set, if any.")
     selection: dict[str, float] = Field(
         default_factory=dict, description="Selection scores, mean over the final ten epochs in which they exist."
     )

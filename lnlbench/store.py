@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
@@ -45,17 +45,17 @@ class LocalDataStore:
     Args:
         root: The data folder; it need not exist.
         offline: Forbid every download.
-        progress: Show a progress bar while downloading, if the standard error is a terminal.
+        progress: Show progress bars, if the standard error is a terminal.
     """
 
     def __init__(self, root: Path, offline: bool = False, progress: bool = True) -> None:
         self.root = root
         self.offline = offline
-        self.progress = progress
+        self.progress_wanted = progress
 
     def folder(self, dataset: str) -> Path:
-        """Return the folder of a dataset (it may not exist yet)."""
-        return self.root / dataset
+        """Return the folder of a dataset (it may not exist yet); that of ``folder:mine`` is ``folder-mine``."""
+        return self.root / dataset.replace(":", "-")
 
     def fetch(self, dataset: str, file: RemoteFile) -> Path:
         """Return the verified file, downloading it if it is absent.
@@ -114,6 +114,19 @@ class LocalDataStore:
         _check_edition(edition)
         write_json(make_folder(self.folder(dataset)) / EDITION_FILE, edition.model_dump(mode="json"))
 
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a progress bar, if wanted and if the standard error is a terminal."""
+        from tqdm import tqdm
+
+        shown = self.progress_wanted and sys.stderr is not None and sys.stderr.isatty()
+        with tqdm(desc=what, total=total, disable=not shown, unit_scale=True, dynamic_ncols=True) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+
+            yield advance
+
     def _download(self, dataset: str, file: RemoteFile, target: Path) -> None:
         url = _address(dataset, file)
         folder = make_folder(target.parent)
@@ -148,7 +161,7 @@ class LocalDataStore:
             _inspect_response(response)
 
         transport = pooch.HTTPDownloader(
-            progressbar=self.progress and sys.stderr is not None and sys.stderr.isatty(),
+            progressbar=self.progress_wanted and sys.stderr is not None and sys.stderr.isatty(),
             chunk_size=_CHUNK,
             timeout=_TIMEOUT_S,
             headers={"Accept-Encoding": "identity"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -11,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -86,6 +88,28 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trees() -> ModuleType:
+    """The builders of ``tests/trees.py``."""
+    return _beside("trees")
+
+
+@pytest.fixture(scope="session")
+def web_trees() -> ModuleType:
+    """The builders of ``tests/trees_web.py``."""
+    return _beside("trees_web")
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
 def registry() -> Registry:
     """What is installed."""
     return discover()
@@ -117,7 +141,9 @@ def run_here(registry: Registry, data_root: Path, tmp_path: Path) -> Callable[..
     ) -> tuple[Path, list[dict[str, Any]]]:
         events: list[dict[str, Any]] = []
         folder = cell_folder(runs, cell)
-        run_cell(Job(cell=cell, folder=folder, data=data, offline=True, threads=1), "cpu", registry, events.append)
+        suite = registry.suites.find(cell.suite).entry
+        job = Job(cell=cell, suite=suite, folder=folder, data=data, offline=True, threads=1)
+        run_cell(job, "cpu", registry, events.append)
         return folder, events
 
     return run

@@ -235,7 +235,8 @@ def test_the_core_comes_through_the_same_door() -> None:
 def test_all_that_is_announced_can_be_loaded() -> None:
     for catalogue in discover().catalogues().values():
         for item in catalogue:
-            if hasattr(item.entry, "target"):
+            # A dataset's own noise is no code.
+            if hasattr(item.entry, "target") and getattr(item.entry, "kind", "") != "own":
                 assert callable(item.load())
             assert getattr(item.entry, "summary", "").strip() or item.entry.title
 

@@ -357,7 +357,7 @@ def test_the_data_root(monkeypatch, tmp_path):
 
 
 def test_progress_is_shown_on_a_terminal_only(store, mirror, capsys, monkeypatch):
-    store.progress = True
+    store.progress_wanted = True
     serve(mirror, Response(CONTENT))
     store.fetch("toy", REMOTE)
     assert "%" not in capsys.readouterr().err

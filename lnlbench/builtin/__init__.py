@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 @hookimpl
 def lnlbench_datasets() -> Sequence[DatasetEntry]:
-    """The embedded digits, and the public archives."""
+    """The embedded digits, public archives, sets of image files, and the user's own images."""
     from lnlbench.builtin.datasets import ENTRIES
 
     return ENTRIES
@@ -27,7 +27,7 @@ def lnlbench_datasets() -> Sequence[DatasetEntry]:
 
 @hookimpl
 def lnlbench_noise() -> Sequence[NoiseEntry]:
-    """The synthetic noise families of the literature."""
+    """The noise of the literature: drawn, released as files, or a dataset's own."""
     from lnlbench.builtin.noise import ENTRIES
 
     return ENTRIES

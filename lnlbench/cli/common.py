@@ -68,6 +68,19 @@ def data_store(data: Path | None, offline: bool) -> LocalDataStore:
     return LocalDataStore(data or default_data_root(), offline=offline)
 
 
+def dataset_name(text: str, store: LocalDataStore) -> str:
+    """Return the name of a dataset given by the user, who may give a folder of images by its path.
+
+    Raises:
+        UsageError: The folder's name is taken by another folder.
+    """
+    if text.startswith("folder:"):
+        from lnlbench.builtin.datasets.folder import name_folder
+
+        return name_folder(text, store)
+    return text
+
+
 def split_names(values: Iterable[str]) -> list[str]:
     """Flatten repeated options and comma-separated lists."""
     return [name.strip() for value in values for name in value.split(",") if name.strip()]

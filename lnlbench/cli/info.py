@@ -21,9 +21,9 @@ def info(name: str, as_json: bool) -> None:
         ("method", name in registry.methods, _method),
         ("suite", name in registry.suites, _suite),
         ("task", "@" in name, _task),
-        ("dataset", name in registry.datasets, _dataset),
+        ("dataset", name in registry.datasets or name.partition(":")[0] + ":" in registry.datasets, _dataset),
         ("noise", name in registry.noise, _noise),
-        ("backbone", name in registry.backbones or ":" in name, _backbone),
+        ("backbone", name in registry.backbones or name.partition(":")[0] + ":" in registry.backbones, _backbone),
         ("executor", name in registry.executors, _executor),
     )
     described = [{"kind": kind, **describe(registry, name)} for kind, known, describe in kinds if known]
@@ -58,6 +58,8 @@ def _method(registry: Any, name: str) -> dict[str, Any]:
 
 
 def _suite(registry: Any, name: str) -> dict[str, Any]:
+    from lnlbench.engine.prepare import of_suite
+
     registered = registry.suites.find(name)
     suite = registered.entry
     return {
@@ -66,7 +68,9 @@ def _suite(registry: Any, name: str) -> dict[str, Any]:
         "provider": str(registered.provider),
         "dataset": suite.dataset,
         "noise": {"generator": suite.noise.generator, **suite.noise.options},
-        "tasks": {f"{suite.name}@{task.name}": f"nominal rate {task.rate:g}" for task in suite.tasks},
+        "tasks": {f"{suite.name}@{task.name}": _level(task) for task in suite.tasks},
+        "known classes": f"{suite.known_classes}; the others are out of distribution" if suite.known_classes else "",
+        "dataset options": suite.data,
         "seeds": " ".join(str(seed) for seed in suite.seeds),
         "backbone": suite.backbone,
         "epochs": suite.epochs,
@@ -75,19 +79,34 @@ def _suite(registry: Any, name: str) -> dict[str, Any]:
         "variant of": suite.variant_of or "",
         "variants": [each.entry.name for each in registry.suites if each.entry.variant_of == suite.name],
         "facts": suite.facts,
+        "needs": {
+            each.path: f"{each.what}. {each.source}{' (downloaded)' if each.download else ''}"
+            for requirement in of_suite(registry, suite)
+            for each in requirement.needs(registry)
+        },
     }
 
 
+def _level(task: Any) -> str:
+    parts = [] if task.rate is None else [f"nominal rate {task.rate:g}"]
+    parts += [f"{key}={value}" for key, value in {**task.noise, **task.data}.items()]
+    if task.test_sets:
+        parts.append("tested on " + " and ".join(task.test_sets))
+    if task.aliases:
+        parts.append("also known as " + ", ".join(task.aliases))
+    return "; ".join(parts) or "one level"
+
+
 def _task(registry: Any, name: str) -> dict[str, Any]:
-    suite_name, _, level = name.rpartition("@")
+    suite_name, _, level = name.partition("@")
     suite = registry.suites.find(suite_name).entry
     task = suite.task(level)
     presets: dict[str, Any] = {}
-    from lnlbench.engine.data import find_dataset, task_info
+    from lnlbench.engine.data import dataset_options, find_dataset, task_info
 
-    dataset = find_dataset(registry, suite.dataset)
+    dataset = find_dataset(registry, suite.dataset, dataset_options(suite, task))
     for registered in registry.methods:
-        facts = task_info(registry, suite.name, task.name, dataset, suite.noise.generator, task.rate, None)
+        facts = task_info(suite, task, dataset)
         try:
             cls = registered.load()
             reason = cls.supports(facts)
@@ -101,8 +120,8 @@ def _task(registry: Any, name: str) -> dict[str, Any]:
     return {
         "name": f"{suite.name}@{task.name}",
         "summary": suite.title,
-        "nominal rate": task.rate,
-        "noise": {"generator": suite.noise.generator, **suite.noise.options},
+        "nominal rate": "" if task.rate is None else task.rate,
+        "noise": {"generator": suite.noise.generator, **suite.noise.options, **task.noise},
         "dataset": suite.dataset,
         "training images": dataset.num_train,
         "test images": dataset.num_test,
@@ -124,6 +143,10 @@ def _dataset(registry: Any, name: str) -> dict[str, Any]:
         "test images": dataset.num_test,
         "image size": f"{dataset.image_size} x {dataset.image_size} x {dataset.channels}",
         "normalisation": f"mean {dataset.mean}, std {dataset.std}",
+        "needs": {
+            each.path: f"{each.what}. {each.source}{' (downloaded)' if each.download else ''}"
+            for each in dataset.needs()
+        },
         "files": {file.name: f"{file.url} ({file.digest})" for file in dataset.files()},
         "source": dataset.source,
         "licence": dataset.licence,
@@ -142,7 +165,7 @@ def _noise(registry: Any, name: str) -> dict[str, Any]:
             key: f"{', '.join(values)} (default: {values[0]})" for key, values in registered.entry.options.items()
         },
         "paper": _paper(registered.entry.paper),
-        "description": _paragraph(registered.load().__doc__),
+        "description": _paragraph(registered.load().__doc__) if registered.entry.target else "",
         "suites": [each.entry.name for each in registry.suites if each.entry.noise.generator == name],
     }
 

@@ -12,6 +12,7 @@ from lnlbench.cli.common import (
     console,
     data_options,
     data_store,
+    dataset_name,
     json_option,
     leaderboards_option,
     load_registry,
@@ -20,17 +21,25 @@ from lnlbench.cli.common import (
     split_names,
     tell_of,
 )
+from lnlbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from lnlbench.contracts.suite import Suite
     from lnlbench.engine.planner import Plan
     from lnlbench.engine.session import Outcome
     from lnlbench.plugins import Registry
     from lnlbench.records import CellSpec
+    from lnlbench.store import LocalDataStore
 
 
 @click.command()
 @click.option("--method", "methods", multiple=True, required=True, help="Method; repeat it or separate by commas.")
-@click.option("--suite", "suites", multiple=True, required=True, help="Suite; repeat it or separate by commas.")
+@click.option("--suite", "suites", multiple=True, help="Suite; repeat it or separate by commas.")
+@click.option("--dataset", help="Instead of a suite: a dataset, or folder:PATH for your own images.")
+@click.option("--noise", help="With --dataset: the noise to add.  [default: the labels as they are]")
+@click.option("--rate", "rates", help="With --noise: nominal rates, e.g. 0.2,0.4; each is a task.")
+@click.option("--noise-set", multiple=True, metavar="OPTION=VALUE", help="With --noise: a switch of the noise.")
+@click.option("--data-set", multiple=True, metavar="OPTION=VALUE", help="With --dataset: an option of the dataset.")
 @click.option("--task", "tasks", multiple=True, help="Level such as 0.40, or SUITE@LEVEL.  [default: all levels]")
 @click.option("--seeds", help="Training seeds, e.g. 1,2 or 0-4.  [default: the suite's]")
 @click.option("--noise-seed", type=click.IntRange(min=0), help="Freeze the noise.  [default: the training seed]")
@@ -61,6 +70,11 @@ if TYPE_CHECKING:
 def run(
     methods: tuple[str, ...],
     suites: tuple[str, ...],
+    dataset: str | None,
+    noise: str | None,
+    rates: str | None,
+    noise_set: tuple[str, ...],
+    data_set: tuple[str, ...],
     tasks: tuple[str, ...],
     seeds: str | None,
     noise_seed: int | None,
@@ -90,6 +104,7 @@ def run(
     \b
     lnlbench run --method ce,dividemix --suite digits-sym
     lnlbench run --method dividemix --suite cifar10-sym --task 0.50 --set lambda_u=25
+    lnlbench run --method dividemix --dataset folder:photos --noise symmetric --rate 0.4
     """
     registry = load_registry()
     from lnlbench.contracts.executor import Executor, Resources
@@ -98,12 +113,18 @@ def run(
     from lnlbench.engine.session import run_cells
     from lnlbench.files import make_folder
 
+    if bool(split_names(suites)) == (dataset is not None):
+        raise UsageError("give either --suite or --dataset; `lnlbench list suites` shows what there is")
+    if dataset is None and (noise or rates or noise_set or data_set):
+        raise UsageError("--noise, --rate, --noise-set and --data-set go with --dataset; a suite fixes them itself")
     devices = resolve_devices(device)
     store = data_store(data, offline)
+    own = () if dataset is None else (_own_suite(registry, store, dataset, noise, rates, noise_set, data_set),)
     planned = plan(
         Request(
             methods=split_names(methods),
             suites=split_names(suites),
+            own_suites=own,
             tasks=split_names(tasks),
             seeds=parse_seeds(seeds) if seeds else (),
             noise_seed=noise_seed,
@@ -125,7 +146,7 @@ def run(
 
     on_cpu = devices == ("cpu",)
     cores = usable_cores()
-    threads_of = {suite: threads or registry.suites.find(suite).entry.threads or cores for suite in _suites(planned)}
+    threads_of = {suite: threads or planned.suites[suite].threads or cores for suite in _suites(planned)}
     side_by_side = (jobs or max(1, cores // max(threads_of.values()))) if on_cpu else jobs_per_gpu
     chosen: type[Executor] = registry.executors.find(executor).load()
     make_folder(runs)
@@ -146,6 +167,7 @@ def run(
             executor=chosen(),
             resources=Resources(devices=devices, jobs_per_device=side_by_side),
             registry=registry,
+            suites=planned.suites,
             listen=shown.hear,
         )
     return _report(outcomes, leaderboards / "measured", as_json)
@@ -164,10 +186,42 @@ def _is_done(runs: Path, cell: CellSpec) -> bool:
 
 def _fetch_data(cells: Sequence[CellSpec], registry: Registry, store: Any) -> None:
     # Before any worker starts: a download has one progress bar, and a missing file stops the command, not each cell.
-    from lnlbench.engine.data import find_dataset
+    from lnlbench.engine.prepare import of_cells
 
-    for name in sorted({cell.dataset for cell in cells}):
-        find_dataset(registry, name).prepare(store)
+    for requirement in of_cells(registry, cells):
+        requirement.prepare(registry, store)
+
+
+def _own_suite(
+    registry: Registry,
+    store: LocalDataStore,
+    dataset: str,
+    noise: str | None,
+    rates: str | None,
+    noise_set: Sequence[str],
+    data_set: Sequence[str],
+) -> Suite:
+    from lnlbench.engine.data import find_dataset
+    from lnlbench.engine.own import own_suite
+    from lnlbench.engine.planner import parse_overrides
+
+    options = parse_overrides(data_set, "--data-set")
+    name = dataset_name(dataset, store)
+    opened = find_dataset(registry, name, options)
+    # Own images are taken as they are now; what they are is part of the plan.
+    opened.prepare(store)
+    opened.open(store)
+    generator = "own" if noise is None else registry.noise.find(noise).entry.name
+    drawn = registry.noise.find(generator).entry.kind == "generated"
+    if drawn and not rates:
+        raise UsageError(f"--noise {generator} needs a rate, e.g. --rate 0.4")
+    if rates and not drawn:
+        raise UsageError(f"--rate goes with noise that is drawn; {generator!r} is not")
+    try:
+        numbers = [float(rate) for rate in split_names([rates or ""])]
+    except ValueError:
+        raise UsageError(f"--rate {rates!r} is not of the form 0.2,0.4") from None
+    return own_suite(opened, options, generator, parse_overrides(noise_set, "--noise-set"), numbers)
 
 
 def _show_plan(planned: Plan, runs: Path, as_json: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lnlbench.contracts.suite import Suite
 from lnlbench.records import CellSpec
 
 
@@ -28,6 +29,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cell: CellSpec = Field(description="The complete specification.")
+    suite: Suite = Field(description="The suite of the cell; it need not be installed where the cell runs.")
     folder: Path = Field(description="The cell's own folder; it receives every file of the run.")
     data: Path = Field(description="Root of the data folder.")
     offline: bool = Field(description="Whether downloads are forbidden.")

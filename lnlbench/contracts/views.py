@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Op(BaseModel):
@@ -12,10 +12,32 @@ class _Op(BaseModel):
 
 
 class RandomCrop(_Op):
-    """Pad with zeros (black) on every side, then crop to the original size at a uniform random position."""
+    """Pad with zeros (black) on every side, then crop to the image size at a uniform random position.
+
+    Images that are larger than the dataset's image size (see :class:`lnlbench.api.Resize`) need no padding for that.
+    """
 
     op: Literal["crop"] = "crop"
     padding: int = Field(4, ge=0, description="Pixels of zero padding on each side.")
+
+
+class RandomResizedCrop(_Op):
+    """Cut out a random part of random shape and scale it to the image size (Szegedy et al., CVPR 2015).
+
+    Up to ten rectangles are tried; if none fits into the image, the largest central one of admissible shape is taken.
+    """
+
+    op: Literal["resized-crop"] = "resized-crop"
+    area: tuple[float, float] = Field((0.08, 1.0), description="Least and largest share of the image's area.")
+    shape: tuple[float, float] = Field((3 / 4, 4 / 3), description="Least and largest width over height.")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> RandomResizedCrop:
+        if not 0.0 < self.area[0] <= self.area[1] <= 1.0:
+            raise ValueError(f"area {self.area} is not a range within (0, 1]")
+        if not 0.0 < self.shape[0] <= self.shape[1]:
+            raise ValueError(f"shape {self.shape} is not a range of positive numbers")
+        return self
 
 
 class RandomFlip(_Op):
@@ -25,7 +47,7 @@ class RandomFlip(_Op):
     probability: float = Field(0.5, ge=0.0, le=1.0, description="Chance that an image is mirrored.")
 
 
-ViewOp = Annotated[RandomCrop | RandomFlip, Field(discriminator="op")]
+ViewOp = Annotated[RandomCrop | RandomResizedCrop | RandomFlip, Field(discriminator="op")]
 
 
 class ViewRecipe(BaseModel):
@@ -41,4 +63,4 @@ class ViewRecipe(BaseModel):
 
 
 PLAIN = ViewRecipe()
-"""The un-augmented image."""
+"""The un-augmented image; its centre, where images are larger than the dataset's image size."""

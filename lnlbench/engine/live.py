@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lnlbench.contracts.run import Stage
 from lnlbench.engine.checkpoint import Checkpoints, collect_state, restore_state
-from lnlbench.engine.scoring import PredictionLog, Verdicts, score_verdicts
+from lnlbench.engine.scoring import Answers, PredictionLog, Truth, Verdicts, score_verdicts
 from lnlbench.engine.seeding import SETUP, Clock
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.tracking import Emit, Tracker
@@ -47,19 +47,17 @@ class LiveRun(Tracker):
         clock: Clock,
         device: torch.device,
         fingerprint: str,
-        true_labels: NDArray[np.int64],
-        given_labels: NDArray[np.int64],
+        truth: Truth,
         predictions: PredictionLog,
-        predict_test: Callable[[list[nn.Module]], NDArray[np.int64]],
+        predict: Callable[[list[nn.Module]], dict[str, Answers]],
         stages: StageCache,
         emit: Emit,
     ) -> None:
         super().__init__(clock, device)
         self._folder = folder
-        self._true_labels = true_labels
-        self._given_labels = given_labels
+        self._truth = truth
         self.predictions = predictions
-        self._predict_test = predict_test
+        self._predict = predict
         self._stages = stages
         self._emit = emit
         self._checkpoints = Checkpoints(folder / "checkpoints", self._warn)
@@ -97,9 +95,10 @@ class LiveRun(Tracker):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         trained = time.monotonic()
-        accuracy = self.predictions.add(epoch, self._predict_test(self.modules()))
+        accuracies = self.predictions.add(epoch, self._predict(self.modules()))
+        accuracy = accuracies.pop("")
         evaluated = time.monotonic()
-        selection = score_verdicts(self._verdicts, self._true_labels, self._given_labels)
+        selection = score_verdicts(self._verdicts, self._truth)
         self.last_verdicts, self._verdicts = self._verdicts, []
         seconds = {"train": trained - self._began, "evaluate": evaluated - trained, "harness": 0.0}
         seconds["harness"] = time.monotonic() - evaluated
@@ -110,6 +109,8 @@ class LiveRun(Tracker):
             "selection": _rounded(selection),
             "seconds": _rounded(seconds),
         }
+        if accuracies:
+            row["accuracies"] = accuracies
         self.rows.append(row)
         self._append(row)
         self.seconds.train += seconds["train"]
@@ -131,7 +132,7 @@ class LiveRun(Tracker):
         ood: Tensor | None = None,
     ) -> None:
         """See :meth:`lnlbench.contracts.run.Run.report`."""
-        count = len(self._given_labels)
+        count = len(self._truth.given_labels)
 
         def host(what: str, values: Tensor | None, kind: str) -> NDArray[Any] | None:
             if values is None:
@@ -182,7 +183,7 @@ class LiveRun(Tracker):
 
     def save_samples(self) -> None:
         """Write the last epoch's verdicts on every training sample."""
-        arrays: dict[str, NDArray[Any]] = {"given_labels": self._given_labels.astype(np.int32)}
+        arrays: dict[str, NDArray[Any]] = {"given_labels": self._truth.given_labels.astype(np.int32)}
         for verdict in self.last_verdicts:
             suffix = f".{verdict.name}" if verdict.name else ""
             if verdict.clean_probs is not None:

@@ -15,7 +15,7 @@ from lnlbench.contracts.dataset import Dataset, DataStore
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry
 from lnlbench.contracts.suite import Suite, SuiteTask
 from lnlbench.contracts.task import TaskInfo
-from lnlbench.engine.data import edition_digest, find_dataset, task_info
+from lnlbench.engine.data import dataset_options, edition_digest, find_dataset, task_info
 from lnlbench.engine.device import resolve_precision
 from lnlbench.errors import LnlbenchError, PluginError, UnknownNameError, UsageError
 from lnlbench.plugins import Registered, Registry, one_line
@@ -34,6 +34,8 @@ class Request:
     """Training seeds; the suite's own if empty."""
     noise_seed: int | None = None
     """Freezes the noise realisation; otherwise it follows the training seed."""
+    own_suites: Sequence[Suite] = ()
+    """Suites that are defined for this request only."""
     overrides: Mapping[str, str] = field(default_factory=dict)
     """``option`` or ``method.option`` to its value as text."""
     epochs: int | None = None
@@ -60,6 +62,8 @@ class Plan:
 
     cells: tuple[CellSpec, ...]
     skipped: tuple[Skip, ...]
+    suites: Mapping[str, Suite]
+    """The suites of the cells, by name."""
 
 
 def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
@@ -71,7 +75,7 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
         PluginError: A method's own code failed.
     """
     methods = [registry.methods.find(name) for name in dict.fromkeys(request.methods)]
-    suites = [registry.suites.find(name).entry for name in dict.fromkeys(request.suites)]
+    suites = [*(registry.suites.find(name).entry for name in dict.fromkeys(request.suites)), *request.own_suites]
     chosen = _choose_tasks(suites, request.tasks)
     _check_overrides(request.overrides, methods)
     if request.limit_train is not None and request.limit_train < 1:
@@ -79,12 +83,11 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
     cells: list[CellSpec] = []
     skipped: list[Skip] = []
     for suite, tasks in chosen:
-        dataset = find_dataset(registry, suite.dataset)
-        limit = _limit(request.limit_train, dataset)
-        registry.noise.find(suite.noise.generator)
         for registered in methods:
             for task in tasks:
-                info = _info(registry, suite, task, dataset, limit)
+                dataset = find_dataset(registry, suite.dataset, dataset_options(suite, task), store)
+                limit = _limit(request.limit_train, dataset)
+                info = task_info(suite, task, dataset, limit)
                 cls: type[Method[Any]] = registered.load()
                 with _blaming(registered, "supports"):
                     reason = cls.supports(info)
@@ -100,14 +103,38 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
     if not cells:
         reasons = "; ".join(f"{each.method} on {each.suite}@{each.task}: {each.reason}" for each in skipped)
         raise UsageError(f"nothing to run: {reasons}")
-    return Plan(tuple(cells), tuple(skipped))
+    return Plan(tuple(cells), tuple(skipped), {suite.name: suite for suite in suites})
 
 
 def noise_spec(registry: Registry, suite: Suite, task: SuiteTask, seed: int) -> NoiseSpec:
-    """Return the complete definition of a task's noise: the suite's switches over the generator's defaults."""
+    """Return the complete definition of a task's noise: the switches of level and suite over the generator's defaults.
+
+    Raises:
+        UnknownNameError: The suite names noise, a switch or a value that does not exist.
+        UsageError: The noise is drawn and the task has no rate.
+    """
     entry = registry.noise.find(suite.noise.generator).entry
+    set_here = {**suite.noise.options, **task.noise}
+    for key, value in set_here.items():
+        if key not in entry.options:
+            raise UnknownNameError(f"option of {entry.name} noise (suite {suite.name!r})", key, entry.options)
+        if value not in entry.options[key]:
+            raise UnknownNameError(
+                f"{key!r} of {entry.name} noise (suite {suite.name!r})", str(value), entry.options[key]
+            )
     options: dict[str, Any] = {key: values[0] for key, values in entry.options.items()}
-    return NoiseSpec(generator=entry.name, options={**options, **suite.noise.options}, rate=task.rate, seed=seed)
+    drawn = entry.kind == "generated"
+    if drawn and task.rate is None:
+        raise UsageError(
+            f"{suite.name}@{task.name}: {entry.name!r} noise is drawn and needs a rate; add it to the suite"
+        )
+    return NoiseSpec(
+        generator=entry.name,
+        options={**options, **set_here},
+        rate=task.rate,
+        # Labels that exist already are the same whatever the seed, and so is their record.
+        seed=seed if drawn else None,
+    )
 
 
 def cell_folder(runs: Path, cell: CellSpec) -> Path:
@@ -137,8 +164,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
-    """Parse ``key=value`` pairs.
+def parse_overrides(pairs: Sequence[str], switch: str = "--set") -> dict[str, str]:
+    """Parse ``key=value`` pairs given with a switch of the command line.
 
     Raises:
         UsageError: There is no ``=``, or a key comes twice.
@@ -148,9 +175,9 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UsageError(f"--set {pair!r} is not of the form option=value")
+            raise UsageError(f"{switch} {pair!r} is not of the form option=value")
         if key in overrides:
-            raise UsageError(f"--set {key} is given twice")
+            raise UsageError(f"{switch} {key} is given twice")
         overrides[key] = value.strip()
     return overrides
 
@@ -158,25 +185,39 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
 def _choose_tasks(suites: Sequence[Suite], wanted: Sequence[str]) -> list[tuple[Suite, list[SuiteTask]]]:
     if not wanted:
         return [(suite, list(suite.tasks)) for suite in suites]
-    chosen: dict[str, list[SuiteTask]] = {suite.name: [] for suite in suites}
+    names = [suite.name for suite in suites]
+    chosen: dict[str, dict[str, SuiteTask]] = {name: {} for name in names}
     for text in wanted:
-        suite_name, at, level = text.rpartition("@")
-        if at and suite_name not in chosen:
-            raise UnknownNameError("suite (in --task)", suite_name, chosen)
+        suite_name, at, level = text.partition("@")
+        # A level may have an "@" of its own, as in "sym@0.20".
+        qualified = bool(at) and suite_name in names
+        if at and not qualified and not any(_has_task(suite, text) for suite in suites):
+            raise UnknownNameError("suite (in --task)", suite_name, names)
         for suite in suites:
-            if not at or suite.name == suite_name:
-                task = suite.task(level)
-                if task not in chosen[suite.name]:
-                    chosen[suite.name].append(task)
-    return [(suite, chosen[suite.name]) for suite in suites if chosen[suite.name]]
+            if not qualified or suite.name == suite_name:
+                task = suite.task(level if qualified else text)
+                earlier = chosen[suite.name].get(task.name)
+                chosen[suite.name][task.name] = _with_test_sets(suite, task, earlier) if earlier else task
+    return [(suite, list(chosen[suite.name].values())) for suite in suites if chosen[suite.name]]
+
+
+def _has_task(suite: Suite, name: str) -> bool:
+    try:
+        suite.task(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def _with_test_sets(suite: Suite, task: SuiteTask, earlier: SuiteTask) -> SuiteTask:
+    """Merge two mentions of a level that name different test sets, in the suite's order."""
+    wanted = {*task.test_sets, *earlier.test_sets}
+    every = suite.task(task.name).test_sets
+    return task.model_copy(update={"test_sets": tuple(name for name in every if name in wanted)})
 
 
 def _limit(requested: int | None, dataset: Dataset) -> int | None:
     return None if requested is None or requested >= dataset.num_train else requested
-
-
-def _info(registry: Registry, suite: Suite, task: SuiteTask, dataset: Dataset, limit: int | None) -> TaskInfo:
-    return task_info(registry, suite.name, task.name, dataset, suite.noise.generator, task.rate, limit)
 
 
 def _check_overrides(overrides: Mapping[str, str], methods: Sequence[Registered[MethodEntry]]) -> None:
@@ -267,16 +308,22 @@ def _cell(
     store: DataStore,
 ) -> CellSpec:
     edition, files = edition_digest(store, dataset.name)
+    noise = noise_spec(registry, suite, task, seed if request.noise_seed is None else request.noise_seed)
+    if noise.seed is None and request.noise_seed is not None:
+        raise UsageError(f"--noise-seed: the labels of {suite.name}@{task.name} are not drawn, so they have no seed")
     return CellSpec(
         method=method,
         suite=suite.name,
         suite_version=suite.version,
         task=task.name,
         dataset=dataset.name,
+        data_options=dataset_options(suite, task),
+        known_classes=suite.known_classes,
+        test_sets=task.test_sets,
         edition=edition,
         edition_digest=files,
         limit_train=limit,
-        noise=noise_spec(registry, suite, task, seed if request.noise_seed is None else request.noise_seed),
+        noise=noise,
         views={name: recipe.model_dump(mode="json") for name, recipe in suite.views.items()},
         seed=seed,
         precision=resolve_precision(request.precision or suite.precision, request.device_type),

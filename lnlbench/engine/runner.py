@@ -11,24 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from lnlbench.contracts.dataset import Split
 from lnlbench.contracts.executor import Job
 from lnlbench.contracts.method import Method
-from lnlbench.contracts.views import ViewRecipe
-from lnlbench.engine.data import LoadedData, check_edition, find_dataset, load_data, task_info
+from lnlbench.contracts.views import PLAIN, ViewRecipe
+from lnlbench.engine.data import LoadedData, load_cell, task_info
 from lnlbench.engine.device import describe_environment, set_determinism
 from lnlbench.engine.live import LiveRun, RunDoor, write_arrays
-from lnlbench.engine.realisation import NoiseRealisation, realise
-from lnlbench.engine.scoring import PredictionLog, mean_selection, score_run
+from lnlbench.engine.realisation import NoiseRealisation, noisy_labels
+from lnlbench.engine.scoring import (
+    VALIDATION,
+    Answers,
+    PredictionLog,
+    best_validation_epoch,
+    mean_selection,
+    score_run,
+)
 from lnlbench.engine.seeding import Clock
+from lnlbench.engine.sources import into_memory, open_source
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.task import DeviceTask
 from lnlbench.engine.tracking import Emit
-from lnlbench.engine.views import ImageStore
 from lnlbench.errors import CellBusyError, DivergedError, LnlbenchError, PluginError
 from lnlbench.files import make_folder, remove_leftovers, storage_error, storage_errors, write_json
 from lnlbench.plugins import Provider, Registry, one_line
@@ -37,7 +43,10 @@ from lnlbench.store import LocalDataStore
 
 RESULT = "result.json"
 FAILURE = "failure.json"
-_TEST_BATCH = 1000
+_SMALL = 100 * 100
+"""Pixels of an image up to which a thousand of them make one test batch."""
+_TEST_BATCH, _LARGE_TEST_BATCH = 1000, 128
+_TOP = 5
 
 
 def run_cell(job: Job, device_name: str, registry: Registry, emit: Emit) -> None:
@@ -106,22 +115,21 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     write_json(folder / "environment.json", environment.model_dump(mode="json"))
 
     store = LocalDataStore(job.data, offline=job.offline, progress=False)
-    dataset = find_dataset(registry, cell.dataset)
-    check_edition(cell, store)
-    data = load_data(dataset, store, cell.limit_train)
-    noise = realise_cell(cell, job.data, registry, data)
+    data = load_cell(cell, registry, store)
+    emit({"event": "data", "images": len(data.images.train_labels)})
+    data = into_memory(data, store)
+    noise = noisy_labels(registry, store, cell.suite, cell.suite_version, cell.task, cell.noise, data)
     write_json(folder / "noise.json", noise.facts.model_dump(mode="json"))
 
     clock = Clock(cell.seed)
     clock.move_to("setup")
-    info = task_info(registry, cell.suite, cell.task, dataset, cell.noise.generator, cell.noise.rate, cell.limit_train)
+    info = task_info(job.suite, job.suite.task(cell.task), data.dataset, len(data.images.train_labels))
+    views = {name: ViewRecipe.model_validate(recipe) for name, recipe in cell.views.items()}
     task = DeviceTask(
         info,
-        torch.from_numpy(data.images.train_images),
-        torch.from_numpy(noise.given_labels.astype(np.int64)),
-        dataset.mean,
-        dataset.std,
-        {name: ViewRecipe.model_validate(recipe) for name, recipe in cell.views.items()},
+        open_source(data.images.train_images, data.dataset, views.values(), device, job.data),
+        torch.from_numpy(noise.given_labels),
+        views,
         clock,
         registry.backbones,
         device,
@@ -129,16 +137,15 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
         cell.compile,
     )
     method = build_method(cell, registry)
-    tester = Tester(method, data, device)
+    tester = Tester(method, data, device, job.data, top5=job.suite.top5)
     stages = StageCache(job.data / "stages", stage_base(cell, data), noise.facts.digest, emit)
     live = LiveRun(
         folder,
         clock,
         device,
         environment.fingerprint,
-        data.images.train_labels,
-        noise.given_labels.astype(np.int64),
-        PredictionLog(data.images.test_labels, dataset.num_classes),
+        noise.truth,
+        PredictionLog(tester.labels, data.num_classes),
         tester.predict,
         stages,
         emit,
@@ -176,22 +183,6 @@ def build_method(cell: CellSpec, registry: Registry) -> Method[Any]:
     return cls(cls.Config.model_validate(cell.method.config))
 
 
-def realise_cell(cell: CellSpec, root: Path, registry: Registry, data: LoadedData) -> NoiseRealisation:
-    """Draw the cell's noisy labels, or read them if they were drawn before."""
-    return realise(
-        root,
-        cell.suite,
-        cell.suite_version,
-        cell.task,
-        cell.dataset,
-        cell.noise,
-        registry.noise.find(cell.noise.generator).load(),
-        data.images.train_labels,
-        data.dataset.num_classes,
-        data.dataset.class_names,
-    )
-
-
 def stage_base(cell: CellSpec, data: LoadedData) -> dict[str, Any]:
     """What every stage result of a cell depends on, labels and settings apart."""
     return {
@@ -206,19 +197,28 @@ def stage_base(cell: CellSpec, data: LoadedData) -> dict[str, Any]:
 
 
 class Tester:
-    """Asks a method for its predictions on the whole test set."""
+    """Asks a method for its predictions on every test set, and on the dataset's clean validation set."""
 
-    def __init__(self, method: Method[Any], data: LoadedData, device: torch.device) -> None:
+    def __init__(
+        self, method: Method[Any], data: LoadedData, device: torch.device, root: Path, *, top5: bool = False
+    ) -> None:
+        images = data.images
+        sets = {"": Split(images.test_images, images.test_labels), **images.further_tests}
+        if images.validation is not None:
+            sets[VALIDATION] = images.validation
+        self.labels = {name: split.labels for name, split in sets.items()}
+        """Labels by test set; the main one is named ``""``."""
+        self._sources = {
+            name: open_source(split.images, data.dataset, [PLAIN], device, root) for name, split in sets.items()
+        }
+        self._on_device = {name: torch.from_numpy(split.labels).to(device) for name, split in sets.items()}
         self._method = method
-        self._store = ImageStore(
-            torch.from_numpy(data.images.test_images), data.dataset.mean, data.dataset.std, 0, device
-        )
-        self._count = len(data.images.test_labels)
-        self._num_classes = data.dataset.num_classes
+        self._num_classes = data.num_classes
         self._device = device
+        self._top5 = top5 and data.num_classes > _TOP
 
-    def predict(self, modules: list[nn.Module]) -> NDArray[np.int64]:
-        """Return ``predictions_M``: the class of the highest score for each test image.
+    def predict(self, modules: list[nn.Module]) -> dict[str, Answers]:
+        """Return what the method answers to each set.
 
         Raises:
             DivergedError: A score is not finite; an argmax over it would look like a legitimate prediction.
@@ -227,24 +227,33 @@ class Tester:
         training = [[module.training for module in each.modules()] for each in modules]
         for each in modules:
             each.eval()
-        predictions, finite = [], []
         with torch.no_grad():
-            for start in range(0, self._count, _TEST_BATCH):
-                index = torch.arange(start, min(start + _TEST_BATCH, self._count), device=self._device)
-                logits = self._method.predict(self._store.gather(index, None, None, None))
-                if tuple(logits.shape) != (len(index), self._num_classes):
-                    raise PluginError(
-                        f"predict() returned shape {tuple(logits.shape)}, expected {(len(index), self._num_classes)}"
-                    )
-                finite.append(torch.isfinite(logits).all())
-                predictions.append(logits.argmax(1))
+            answers = {name: self._ask(name) for name in self.labels}
         for each, flags in zip(modules, training, strict=True):
             for module, flag in zip(each.modules(), flags, strict=True):
                 module.training = flag
+        return answers
+
+    def _ask(self, name: str) -> Answers:
+        source, labels = self._sources[name], self._on_device[name]
+        batch_size = _TEST_BATCH if source.height * source.width <= _SMALL else _LARGE_TEST_BATCH
+        count = -(-source.size // batch_size)
+        classes, hits, finite = [], [], []
+        order = torch.arange(source.size, device=self._device)
+        for batch, (images,) in enumerate(source.batches(order, batch_size, count, (PLAIN,), (0,))):
+            logits = self._method.predict(images)
+            if tuple(logits.shape) != (len(images), self._num_classes):
+                raise PluginError(
+                    f"predict() returned shape {tuple(logits.shape)}, expected {(len(images), self._num_classes)}"
+                )
+            finite.append(torch.isfinite(logits).all())
+            classes.append(logits.argmax(1))
+            if self._top5:
+                right = labels[batch * batch_size : (batch + 1) * batch_size]
+                hits.append((logits.topk(_TOP, dim=1).indices == right[:, None]).any(1))
         if not bool(torch.stack(finite).all()):
             raise DivergedError("a test score is not finite")
-        host: NDArray[np.int64] = torch.cat(predictions).cpu().numpy()
-        return host
+        return Answers(torch.cat(classes).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)
 
 
 def _commit(
@@ -270,7 +279,9 @@ def _commit(
         environment=environment,
         data=data.facts,
         noise=noise.facts,
-        scores=score_run([row["test_accuracy"] for row in live.rows]) if diverged is None else None,
+        scores=score_run(live.rows) if diverged is None else None,
+        further_scores={name: score_run(live.rows, name) for name in cell.test_sets[1:]} if diverged is None else {},
+        best_val_epoch=best_validation_epoch(live.rows) if diverged is None else None,
         selection=mean_selection(live.rows),
         asked=tuple(sorted(asked | set(cell.method.asked))),
         timing=Timing(

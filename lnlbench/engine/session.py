@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pydantic
 
 from lnlbench.contracts.executor import Executor, Job, Resources
+from lnlbench.contracts.suite import Suite
 from lnlbench.engine.launch import LOG, EngineLauncher
 from lnlbench.engine.planner import cell_folder
 from lnlbench.engine.runner import FAILURE, RESULT
@@ -59,6 +60,7 @@ def run_cells(
     executor: Executor,
     resources: Resources,
     registry: Registry,
+    suites: Mapping[str, Suite],
     listen: Callable[[CellSpec, dict[str, Any]], None],
 ) -> list[Outcome]:
     """Run what is missing, resume what was interrupted, and report on all.
@@ -72,6 +74,7 @@ def run_cells(
         executor: Carries the cells out.
         resources: Devices and how many cells share one.
         registry: What is installed.
+        suites: The suites of the cells, by name.
         listen: Receives each event of each cell.
 
     Returns:
@@ -80,7 +83,14 @@ def run_cells(
     by_id = {cell.id: cell for cell in cells}
     missing = [cell for cell in by_id.values() if read_record(cell_folder(runs, cell)) is None]
     jobs = [
-        Job(cell=cell, folder=cell_folder(runs, cell).absolute(), data=data, offline=offline, threads=threads(cell))
+        Job(
+            cell=cell,
+            suite=suites[cell.suite],
+            folder=cell_folder(runs, cell).absolute(),
+            data=data,
+            offline=offline,
+            threads=threads(cell),
+        )
         for cell in missing
     ]
     exits: dict[str, dict[str, Any]] = {}

@@ -12,20 +12,17 @@ from lnlbench.contracts.task import Batch, Loader, TaskInfo, ValidationSplit
 from lnlbench.contracts.views import PLAIN, ViewRecipe
 from lnlbench.engine.networks import PrecisionNetwork
 from lnlbench.engine.seeding import Clock, derive_seed, hash_index
-from lnlbench.engine.views import ImageStore, largest_padding, plan_view
+from lnlbench.engine.views import PixelSource
 from lnlbench.errors import UnknownNameError, UsageError
 from lnlbench.plugins import Catalogue
 
 
 class DeviceLoader:
-    """Mini-batches from an :class:`ImageStore`; implements :class:`lnlbench.contracts.task.Loader`.
-
-    Order and view parameters of a whole pass are computed at its start, so a step only gathers and normalises.
-    """
+    """Mini-batches from a :class:`PixelSource`; implements :class:`lnlbench.contracts.task.Loader`."""
 
     def __init__(
         self,
-        store: ImageStore,
+        source: PixelSource,
         labels: Tensor,
         clock: Clock,
         role: str,
@@ -35,7 +32,7 @@ class DeviceLoader:
         shuffle: bool,
         drop_last: bool,
     ) -> None:
-        self._store = store
+        self._source = source
         self._labels = labels
         self._clock = clock
         self._role = role
@@ -58,16 +55,11 @@ class DeviceLoader:
             # Sorting by a hash of the index gives a permutation that is the same on every device.
             index = index[torch.argsort(hash_index(derive_seed("data order", *where), index))]
         labels = self._labels[index]
-        plans = [
-            plan_view(recipe, self._store, derive_seed("augmentation", *where, view), index)
-            for view, recipe in enumerate(self._recipes)
-        ]
-        for batch in range(len(self)):
-            start = batch * self._batch_size
-            stop = min(start + self._batch_size, len(index))
-            rows = index[start:stop]
-            views = tuple(plan.window(self._store, rows, start, stop) for plan in plans)
-            yield Batch(index=rows, labels=labels[start:stop], views=views)
+        keys = tuple(derive_seed("augmentation", *where, view) for view in range(len(self._recipes)))
+        batches = self._source.batches(index, self._batch_size, len(self), self._recipes, keys)
+        for batch, views in enumerate(batches):
+            rows = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+            yield Batch(index=index[rows], labels=labels[rows], views=views)
 
     def forever(self) -> Iterator[Batch]:
         """Start a new pass whenever one is exhausted."""
@@ -78,15 +70,13 @@ class DeviceLoader:
 
 
 class DeviceTask:
-    """Implements :class:`lnlbench.contracts.task.Task` for image sets that fit on the device."""
+    """Implements :class:`lnlbench.contracts.task.Task`."""
 
     def __init__(
         self,
         info: TaskInfo,
-        images: Tensor,
+        source: PixelSource,
         given_labels: Tensor,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         views: dict[str, ViewRecipe],
         clock: Clock,
         backbones: Catalogue[BackboneEntry],
@@ -104,7 +94,7 @@ class DeviceTask:
         self._backbones = backbones
         self._precision = precision
         self._compile = compile_networks
-        self._store = ImageStore(images, mean, std, largest_padding(list(self._views.values())), device)
+        self._source = source
 
     def network(self, role: str, backbone: str) -> nn.Module:
         """See :meth:`lnlbench.contracts.task.Task.network`."""
@@ -132,7 +122,7 @@ class DeviceTask:
     ) -> Loader:
         """See :meth:`lnlbench.contracts.task.Task.loader`."""
         return DeviceLoader(
-            self._store,
+            self._source,
             self.labels,
             self._clock,
             role,

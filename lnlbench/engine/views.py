@@ -5,14 +5,48 @@ Legend: n samples of a pass, B batch, H height, W width, K channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lnlbench.contracts.views import RandomCrop, RandomFlip, ViewRecipe
 from lnlbench.engine.seeding import hash_index, uniform_fractions, uniform_integers
 from lnlbench.errors import UsageError
+
+
+class PixelSource(Protocol):
+    """Where the images of a training or test set come from: memory of the device, or files that are decoded anew."""
+
+    size: int
+    """Number of images."""
+    height: int
+    width: int
+    """Pixels of a view; the dataset's image size."""
+    channels: int
+
+    def batches(
+        self, order: Tensor, batch_size: int, count: int, recipes: tuple[ViewRecipe, ...], keys: tuple[int, ...]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Compute the views of a pass, batch by batch.
+
+        Args:
+            order: ``order_n``, int64, on the device: the samples of the pass.
+            batch_size: Samples per batch; the last one may have fewer.
+            count: Batches to make.
+            recipes: One per view.
+            keys: 64 bits per view that identify (seed, loader, moment, pass, view number).
+
+        Yields:
+            For each batch one ``images_BKHW`` per view: float32, normalised, channels-last, on the device.
+
+        Raises:
+            UsageError: A recipe asks for what this source cannot do.
+            DataError: A file turned out to be damaged.
+        """
 
 
 class ImageStore:
@@ -37,9 +71,9 @@ class ImageStore:
         self.size, self.height, self.width, self.channels = images.shape
         self.padding = padding
         self.device = device
-        padded = torch.zeros(
-            (self.size, self.height + 2 * padding, self.width + 2 * padding, self.channels), dtype=torch.uint8
-        )
+        # NumPy has the system provide its memory in huge pages; providing it is most of the work here.
+        shape = (self.size, self.height + 2 * padding, self.width + 2 * padding, self.channels)
+        padded = torch.from_numpy(np.zeros(shape, dtype=np.uint8))
         padded[:, padding : padding + self.height, padding : padding + self.width] = images
         padded = padded.to(device)
         self._row_stride = padded.shape[2]
@@ -52,6 +86,16 @@ class ImageStore:
         shift = [-m / s for m, s in zip(mean, std, strict=True)]
         self._scale = torch.tensor(scale, device=device)
         self._shift = torch.tensor(shift, device=device)
+
+    def batches(
+        self, order: Tensor, batch_size: int, count: int, recipes: tuple[ViewRecipe, ...], keys: tuple[int, ...]
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """See :class:`PixelSource`. Parameters of a whole pass are drawn at its start, so a batch is one gather."""
+        plans = [plan_view(recipe, self, key, order) for recipe, key in zip(recipes, keys, strict=True)]
+        for batch in range(count):
+            start = batch * batch_size
+            stop = min(start + batch_size, len(order))
+            yield tuple(plan.window(self, order[start:stop], start, stop) for plan in plans)
 
     def gather(self, index: Tensor, top: Tensor | None, left: Tensor | None, mirrored: Tensor | None) -> Tensor:
         """Cut one window out of each image.
@@ -109,7 +153,7 @@ def plan_view(recipe: ViewRecipe, store: ImageStore, key: int, index: Tensor) ->
         index: ``index_n``, int64, in pass order.
 
     Raises:
-        UsageError: The recipe has an operation more than once, or needs more padding than the store has.
+        UsageError: The recipe has an operation more than once, needs more padding than the store has, or scales.
     """
     top = left = mirrored = None
     kinds = [op.op for op in recipe.ops]
@@ -126,4 +170,6 @@ def plan_view(recipe: ViewRecipe, store: ImageStore, key: int, index: Tensor) ->
         elif isinstance(op, RandomFlip):
             # Mirroring the window equals mirroring the padded image: the crop position is symmetric in distribution.
             mirrored = uniform_fractions(hash_index(key, index, 2)) < op.probability
+        else:
+            raise UsageError(f"view operation {op.op!r} is for images that are read from files as they are needed")
     return ViewPlan(top, left, mirrored)

@@ -1,11 +1,10 @@
 """Reading the pickles that published datasets consist of, without an unpickler.
 
-A pickle is a program for a stack machine whose instructions can call anything. Here the standard library's tokenizer
-(:mod:`pickletools`, which never executes) splits it into instructions, and a machine that knows only those instructions
-that build numbers, strings, lists, tuples and dictionaries carries them out. It has no instruction that imports or
-calls. The few names that a pickled array mentions are recognised as *words*, and the array is made from its checked
-shape, dtype and bytes by ``numpy.frombuffer``: NumPy's own reconstruction, which malformed input can crash, never sees
-foreign data.
+A pickle is a program for a stack machine whose instructions can call anything. The machine here knows only those
+instructions that build numbers, strings, lists, tuples and dictionaries. It has no instruction that imports or calls.
+The few names that a pickled array mentions are recognised as *words*, and the array is made from its checked shape,
+dtype and bytes by ``numpy.frombuffer``: NumPy's own reconstruction, which malformed input can crash, never sees foreign
+data.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from __future__ import annotations
 import enum
 import math
 import pickletools
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ from lnlbench.formats.messages import reason
 _MOST_INSTRUCTIONS = 1_000_000
 _DEEPEST = 8
 _MOST_DIMENSIONS = 8
+_LONGEST_NAME = 256
+_UINT4 = struct.Struct("<I").unpack_from
 
 _DTYPES = {
     f"{kind}{size}" for kind, sizes in (("i", (1, 2, 4, 8)), ("u", (1, 2, 4, 8)), ("f", (2, 4, 8))) for size in sizes
@@ -75,7 +77,7 @@ _CONTAINERS = (dict, list, tuple)
 _PLAIN = {str, bytes, int, float, bool, type(None), np.ndarray, *_CONTAINERS}
 
 
-def load_plain_pickle(data: bytes, source: str) -> object:
+def load_plain_pickle(data: bytes | memoryview, source: str) -> object:
     """Read a pickle of plain values and numeric NumPy arrays; nothing in it is executed.
 
     Byte strings of Python 2 become ``str``, character by byte (Latin-1); keys of dictionaries become ``str`` in any
@@ -83,7 +85,7 @@ def load_plain_pickle(data: bytes, source: str) -> object:
     where possible and are read-only.
 
     Args:
-        data: The complete file.
+        data: The complete file, as bytes that nobody changes.
         source: How error messages name it.
 
     Returns:
@@ -93,8 +95,8 @@ def load_plain_pickle(data: bytes, source: str) -> object:
         DataError: It is damaged, or has anything but plain values in it.
     """
     try:
-        return _Machine().run(data)
-    # The tokenizer reports damage as ValueError, UnicodeDecodeError, OverflowError and others; none may escape.
+        return _Machine(memoryview(data).toreadonly()).run()
+    # Damage shows as IndexError, KeyError, UnicodeDecodeError, TypeError and others; none may escape.
     except Exception as error:
         text = "an instruction lacks its operand" if isinstance(error, LookupError) else reason(error)
         raise DataError(f"{source}: not a pickle of plain values and arrays: {text}; fetch the file again") from error
@@ -103,35 +105,46 @@ def load_plain_pickle(data: bytes, source: str) -> object:
 class _Machine:
     """Carries out the harmless instructions of one pickle."""
 
-    def __init__(self) -> None:
-        self._size = 0
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []
         # A dictionary, since a list would have to be as long as the largest index that a hostile file mentions.
         self._memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> object:
-        self._size = len(data)
-        instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, Any]] = pickletools.genops(data)
-        for number, (opcode, argument, position) in enumerate(instructions):
-            if number >= _MOST_INSTRUCTIONS:
-                raise _RefusedError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
-            name = opcode.name
-            # The first two make up nearly all of a file.
-            if name in _LITERALS:
-                self._stack.append(argument)
-            elif name in _PUTS:
-                self._memo[argument] = self._stack[-1]
-            elif name in _INSTRUCTIONS:
-                _INSTRUCTIONS[name](self, argument)
-            elif name == "STOP":
-                rest = len(data) - 1 - position
+    def run(self) -> object:
+        data, memo, stack, at = self._data, self._memo, self._stack, 0
+        for _ in range(_MOST_INSTRUCTIONS):
+            code = data[at]
+            # These four make up nearly all of a file, so they are done in place. Whatever reaches beyond the end of
+            # the data fails at the next instruction: there is none.
+            if code == _BININT1:
+                stack.append(data[at + 1])
+                at += 2
+            elif code == _SHORT_BINSTRING:
+                end = at + 2 + data[at + 1]
+                stack.append(str(data[at + 2 : end], "latin-1"))
+                at = end
+            elif code == _BINPUT:
+                memo[data[at + 1]] = stack[-1]
+                at += 2
+            elif code == _LONG_BINPUT:
+                memo[_UINT4(data, at + 1)[0]] = stack[-1]
+                at += 5
+            elif code in _INSTRUCTIONS:
+                self._at = at + 1
+                _INSTRUCTIONS[code](self)
+                stack, at = self._stack, self._at
+            elif code == _STOP:
+                rest = len(data) - 1 - at
                 if rest:
                     raise _RefusedError(f"{rest:,} bytes after its end")
                 return self._result()
-            elif name not in _IGNORED:
-                raise _RefusedError(f"instruction {name} at byte {position} is not allowed")
-        raise _RefusedError("it has no end")  # pragma: no cover - the tokenizer itself insists on the end
+            else:
+                name = _NAMES.get(code, f"0x{code:02x}")
+                raise _RefusedError(f"instruction {name} at byte {at} is not allowed")
+        raise _RefusedError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
 
     def _result(self) -> object:
         value = self._stack.pop()
@@ -141,12 +154,12 @@ class _Machine:
         level: list[Any] = [value]
         seen: set[int] = set()
         for _ in range(_DEEPEST + 1):
-            strange = set(map(type, level)) - _PLAIN
-            if strange:
+            kinds = set(map(type, level))
+            if kinds - _PLAIN:
                 raise _RefusedError("an array in it was begun but not finished, or a name stands where a value should")
-            fresh = {id(each): each for each in level if type(each) in _CONTAINERS and id(each) not in seen}
-            if not fresh:
+            if kinds.isdisjoint(_CONTAINERS):
                 return value
+            fresh = {id(each): each for each in level if type(each) in _CONTAINERS and id(each) not in seen}
             seen.update(fresh)
             level = [item for each in fresh.values() for item in (each.values() if type(each) is dict else each)]
         raise _RefusedError(f"nested more than {_DEEPEST} levels deep")
@@ -161,11 +174,47 @@ class _Machine:
         del self._stack[-count:]
         return items
 
-    def _frame(self, length: int) -> None:
-        if length > self._size:
+    def _operand(self, length: int) -> memoryview:
+        """Read so many bytes; negative lengths, which old protocols can express, are refused with all others."""
+        start, self._at = self._at, self._at + length
+        if not start <= self._at <= len(self._data):
+            raise _RefusedError(f"{length:,} bytes are announced and {len(self._data) - start:,} are left")
+        return self._data[start : self._at]
+
+    def _number(self, length: int, *, signed: bool = False) -> int:
+        return int.from_bytes(self._operand(length), "little", signed=signed)
+
+    def _line(self) -> str:
+        line, end, _ = bytes(self._data[self._at : self._at + _LONGEST_NAME]).partition(b"\n")
+        if not end:
+            raise _RefusedError("a name in it has no end")
+        self._at += len(line) + 1
+        return line.decode("ascii")
+
+    def _protocol(self) -> None:
+        self._number(1)
+
+    def _frame(self) -> None:
+        length = self._number(8)
+        if length > len(self._data) - self._at:
             raise _RefusedError(f"it announces {length:,} bytes")
 
-    def _mark(self, _: Any) -> None:
+    def _float(self) -> None:
+        self._stack += struct.unpack(">d", self._operand(8))
+
+    def _binstring(self) -> None:
+        content = self._operand(self._number(4, signed=True))
+        self._push(content if self._fills_array() else str(content, "latin-1"))
+
+    def _binbytes(self) -> None:
+        content = self._operand(self._number(4))
+        self._push(content if self._fills_array() else bytes(content))
+
+    def _fills_array(self) -> bool:
+        """Whether the values since the last mark are the state of an array, which needs no copy of its content."""
+        return bool(self._outer and self._outer[-1]) and type(self._outer[-1][-1]) is _Array
+
+    def _mark(self) -> None:
         self._outer.append(self._stack)
         self._stack = []
 
@@ -174,7 +223,7 @@ class _Machine:
         self._stack = self._outer.pop()
         return items
 
-    def _memoize(self, _: Any) -> None:
+    def _memoize(self) -> None:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def _get(self, index: int) -> None:
@@ -184,14 +233,14 @@ class _Machine:
             value = value.value
         self._push(value)
 
-    def _tuple_since_mark(self, _: Any) -> None:
+    def _tuple_since_mark(self) -> None:
         items = tuple(self._since_mark())
         self._push(items)
 
-    def _append(self, _: Any) -> None:
+    def _append(self) -> None:
         self._extend(self._take(1))
 
-    def _appends(self, _: Any) -> None:
+    def _appends(self) -> None:
         self._extend(self._since_mark())
 
     def _extend(self, items: list[Any]) -> None:
@@ -200,10 +249,10 @@ class _Machine:
             raise _RefusedError("it appends to something that is not a list")
         target.extend(items)
 
-    def _setitem(self, _: Any) -> None:
+    def _setitem(self) -> None:
         self._update(self._take(2))
 
-    def _setitems(self, _: Any) -> None:
+    def _setitems(self) -> None:
         self._update(self._since_mark())
 
     def _update(self, items: list[Any]) -> None:
@@ -218,11 +267,11 @@ class _Machine:
                 raise _RefusedError("a dictionary key in it is not a string")
             target[key] = value
 
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
+    def _global(self) -> None:
+        module, name = self._line(), self._line()
         self._word(module, name)
 
-    def _stack_global(self, _: Any) -> None:
+    def _stack_global(self) -> None:
         module, name = self._take(2)
         self._word(module, name)
 
@@ -232,7 +281,7 @@ class _Machine:
             raise _RefusedError(f"it asks for {f'{module}.{name}'[:80]!r}, which may run code")
         self._push(word)
 
-    def _reduce(self, _: Any) -> None:
+    def _reduce(self) -> None:
         word, arguments = self._take(2)
         match word, arguments:
             case _Word.RECONSTRUCT, (_Word.NDARRAY, tuple(), str() | bytes()):
@@ -246,7 +295,7 @@ class _Machine:
             case _:
                 raise _RefusedError("it makes a call that no array needs")
 
-    def _build(self, _: Any) -> None:
+    def _build(self) -> None:
         (state,) = self._take(1)
         target = self._stack[-1]
         match target, state:
@@ -260,7 +309,7 @@ class _Machine:
 
 def _array(shape: tuple[Any, ...], dtype: np.dtype[Any], raw: Any, fortran: bool) -> NDArray[Any]:
     content = raw.encode("latin-1") if type(raw) is str else raw
-    if type(content) is not bytes:
+    if type(content) not in (bytes, memoryview):
         raise _RefusedError("the content of an array is not bytes")
     if len(shape) > _MOST_DIMENSIONS or any(type(length) is not int or length < 0 for length in shape):
         raise _RefusedError("an array has an impossible shape")
@@ -271,47 +320,62 @@ def _array(shape: tuple[Any, ...], dtype: np.dtype[Any], raw: Any, fortran: bool
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _push_new(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine._push(make())
+def _push_new(make: Callable[[], Any]) -> Callable[[_Machine], None]:
+    return lambda machine: machine._push(make())
 
 
-def _push_tuple(count: int) -> Callable[[_Machine, Any], None]:
-    return lambda machine, _: machine._push(tuple(machine._take(count)))
+def _push_tuple(count: int) -> Callable[[_Machine], None]:
+    return lambda machine: machine._push(tuple(machine._take(count)))
 
 
-def _names(*names: str) -> frozenset[str]:
-    assert set(names) <= {opcode.name for opcode in pickletools.opcodes}  # noqa: S101 - a spelling check at import, not a check of input
-    return frozenset(names)
+def _push_integer(length: int, *, signed: bool = False) -> Callable[[_Machine], None]:
+    return lambda machine: machine._push(machine._number(length, signed=signed))
 
 
-_LITERALS = _names(
-    "BININT1", "SHORT_BINSTRING", "BININT", "BININT2", "LONG1", "BINFLOAT", "BINSTRING",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES",
-)  # fmt: skip
-_PUTS = _names("BINPUT", "LONG_BINPUT")
-_IGNORED = _names("PROTO")
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
-    "FRAME": _Machine._frame,
-    "NONE": _push_new(lambda: None),
-    "NEWTRUE": _push_new(lambda: True),
-    "NEWFALSE": _push_new(lambda: False),
-    "EMPTY_LIST": _push_new(list),
-    "EMPTY_DICT": _push_new(dict),
-    "EMPTY_TUPLE": _push_new(tuple),
-    "TUPLE1": _push_tuple(1),
-    "TUPLE2": _push_tuple(2),
-    "TUPLE3": _push_tuple(3),
-    "TUPLE": _Machine._tuple_since_mark,
-    "MARK": _Machine._mark,
-    "MEMOIZE": _Machine._memoize,
-    "BINGET": _Machine._get,
-    "LONG_BINGET": _Machine._get,
-    "APPEND": _Machine._append,
-    "APPENDS": _Machine._appends,
-    "SETITEM": _Machine._setitem,
-    "SETITEMS": _Machine._setitems,
-    "GLOBAL": _Machine._global,
-    "STACK_GLOBAL": _Machine._stack_global,
-    "REDUCE": _Machine._reduce,
-    "BUILD": _Machine._build,
+def _push_text(length: int) -> Callable[[_Machine], None]:
+    """UTF-8 after its length; surrogates, which ``str`` allows and UTF-8 does not, are written as if it did."""
+    return lambda machine: machine._push(str(machine._operand(machine._number(length)), "utf-8", "surrogatepass"))
+
+
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_CODES = {name: code for code, name in _NAMES.items()}
+_BININT1, _SHORT_BINSTRING = _CODES["BININT1"], _CODES["SHORT_BINSTRING"]
+_BINPUT, _LONG_BINPUT, _STOP = _CODES["BINPUT"], _CODES["LONG_BINPUT"], _CODES["STOP"]
+_INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
+    _CODES[name]: instruction
+    for name, instruction in {
+        "PROTO": _Machine._protocol,
+        "FRAME": _Machine._frame,
+        "NONE": _push_new(lambda: None),
+        "NEWTRUE": _push_new(lambda: True),
+        "NEWFALSE": _push_new(lambda: False),
+        "EMPTY_LIST": _push_new(list),
+        "EMPTY_DICT": _push_new(dict),
+        "EMPTY_TUPLE": _push_new(tuple),
+        "BININT2": _push_integer(2),
+        "BININT": _push_integer(4, signed=True),
+        "LONG1": lambda machine: machine._push(machine._number(machine._number(1), signed=True)),
+        "BINFLOAT": _Machine._float,
+        "BINSTRING": _Machine._binstring,
+        "BINBYTES": _Machine._binbytes,
+        "SHORT_BINBYTES": lambda machine: machine._push(bytes(machine._operand(machine._number(1)))),
+        "BINUNICODE": _push_text(4),
+        "SHORT_BINUNICODE": _push_text(1),
+        "TUPLE1": _push_tuple(1),
+        "TUPLE2": _push_tuple(2),
+        "TUPLE3": _push_tuple(3),
+        "TUPLE": _Machine._tuple_since_mark,
+        "MARK": _Machine._mark,
+        "MEMOIZE": _Machine._memoize,
+        "BINGET": lambda machine: machine._get(machine._number(1)),
+        "LONG_BINGET": lambda machine: machine._get(machine._number(4)),
+        "APPEND": _Machine._append,
+        "APPENDS": _Machine._appends,
+        "SETITEM": _Machine._setitem,
+        "SETITEMS": _Machine._setitems,
+        "GLOBAL": _Machine._global,
+        "STACK_GLOBAL": _Machine._stack_global,
+        "REDUCE": _Machine._reduce,
+        "BUILD": _Machine._build,
+    }.items()
 }

@@ -15,12 +15,12 @@ DEFAULT_LIMIT = 2**30
 _ALGORITHMS = ("md5", "sha256")
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """Return the SHA-256 (hex) of ``data``."""
     return hashlib.sha256(data).hexdigest()
 
 
-def check_digest(data: bytes, digest: str, source: str, *, hint: str) -> None:
+def check_digest(data: bytes | memoryview, digest: str, source: str, *, hint: str) -> None:
     """Compare the checksum of bytes in memory with the expected one.
 
     Args:

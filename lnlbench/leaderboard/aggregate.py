@@ -15,6 +15,7 @@ SUMMARY_LIMIT = 200
 """Characters of the readable protocol; ``protocol_key`` tells rows apart whose summaries are cut alike."""
 
 _INITIALISATIONS = ("imagenet", "clip")
+_PRETRAINED = "+pretrained"
 
 
 def _number(decimals: int, description: str) -> Any:
@@ -27,7 +28,7 @@ def _percent(description: str) -> Any:
 
 
 class Row(BaseModel):
-    """A row of a leaderboard; its fields, in this order, are the columns of the CSV.
+    """A row of a leaderboard: a protocol on a test set. Its fields, in this order, are the columns of the CSV.
 
     Averages and lists are over the *finished* runs of the row. Standard deviations are those of a sample (n - 1), and
     missing for a single run.
@@ -37,7 +38,7 @@ class Row(BaseModel):
 
     suite: str = Field(description="Suite id.")
     suite_version: int = Field(description="Version of the suite.")
-    task: str = Field(description="Level within the suite.")
+    task: str = Field(description="Level within the suite; where a level has several test sets, the test set.")
     method: str = Field(description="Method id.")
     method_version: str = Field(description="Version of the distribution that provides the method.")
     distribution: str = Field(description="Name of that distribution.")
@@ -51,7 +52,7 @@ class Row(BaseModel):
     n: int = Field(description="Finished runs.")
     n_diverged: int = Field(description="Runs that diverged; they are counted here and averaged nowhere.")
     seeds: str = Field(description="Training seeds, ascending.")
-    noise_seeds: str = Field(description="Noise seeds, in the order of the training seeds.")
+    noise_seeds: str = Field(description="Noise seeds, in the order of the training seeds; blank if nothing is drawn.")
     diverged_seeds: str = Field(description="Training seeds of the diverged runs, ascending.")
     last10_mean: float | None = _percent("Test accuracy, mean over the final ten epochs: the headline")
     last10_std: float | None = _percent("Its standard deviation")
@@ -60,15 +61,42 @@ class Row(BaseModel):
     best_mean: float | None = _percent("Highest test accuracy of any epoch: chosen on the test set, hence optimistic")
     best_std: float | None = _percent("Its standard deviation")
     gap_mean: float | None = _percent("Best minus last10: what choosing the epoch on the test set adds")
+    best_val_mean: float | None = _percent(
+        "Test accuracy at the epoch that is best on the dataset's clean validation set"
+    )
+    best_val_std: float | None = _percent("Its standard deviation")
+    top5_last10_mean: float | None = _percent(
+        "Share of test images with the class among the first five, mean over the final ten epochs"
+    )
+    top5_last10_std: float | None = _percent("Its standard deviation")
+    top5_best_mean: float | None = _percent(
+        "Likewise at the epoch of the highest test accuracy: chosen on the test set, hence optimistic"
+    )
+    top5_best_std: float | None = _percent("Its standard deviation")
     clean_precision_mean: float | None = _percent("Share of the samples called clean whose given label is true")
     clean_recall_mean: float | None = _percent("Share of the samples with a true label that were called clean")
     clean_auc_mean: float | None = _percent("Area under the ROC curve of the method's cleanness score")
     clean_size_mean: float | None = _percent("Share of the training set that is called clean")
-    edition: str = Field(description="'canonical', or the name of the registered data edition.")
+    id_noise_precision_mean: float | None = _percent(
+        "Share of the samples taken for mislabelled, yet of one of the classes, that are so"
+    )
+    id_noise_recall_mean: float | None = _percent(
+        "Share of the mislabelled samples of one of the classes taken for such"
+    )
+    ood_precision_mean: float | None = _percent("Share of the samples taken for out of distribution that are so")
+    ood_recall_mean: float | None = _percent("Share of the samples out of distribution that were taken for such")
+    pseudo_label_accuracy_mean: float | None = _percent("Share of the labels that the method put itself that are true")
+    edition: str = Field(
+        description="'canonical', the name of the registered data edition, or 'own' for data that nobody published."
+    )
     data_digest: str = Field(description="First 12 hexadecimal digits of the digest of images and true labels.")
     noise_variant: str = Field(description="Noise generator and its switches.")
-    nominal_rate: float | None = _percent("Noise rate asked of the generator")
-    realised_rate_mean: float | None = _percent("Share of given labels that differ from the true ones")
+    nominal_rate: float | None = _percent("Noise rate asked of the generator; blank if nothing is drawn")
+    realised_rate_mean: float | None = _percent("Share of wrong labels among those known to be right or wrong")
+    ood_share_mean: float | None = _percent(
+        "Share of samples that belong to none of the classes among the same; blank if there are no such samples"
+    )
+    known_truth: float | None = _percent("Share of the training labels that are known to be right or wrong")
     noise_digest: str = Field(
         description="First 12 hexadecimal digits of the digest of the given labels, in the order of the seeds."
     )
@@ -79,7 +107,7 @@ class Row(BaseModel):
     batch_size: int | None = Field(description="Images per mini-batch.")
     networks: int = Field(description="Networks that vote on a test image.")
     parameters: int = Field(description="Trainable parameters of all networks; the most of any run if they differ.")
-    test_images: int = Field(description="Test images evaluated.")
+    test_images: int = Field(description="Test images evaluated, of the row's test set.")
     train_images: int = Field(description="Training images used.")
     validation: str = Field(description="'yes' if a validation split of the noisy training set was asked for.")
     reduced: str = Field(description="Why these are not full runs; blank for full ones.")
@@ -106,7 +134,9 @@ def protocol_digest(record: RunRecord) -> str:
     """Return the digest of all that makes runs comparable: the whole specification but its seeds, and the data used."""
     spec = record.spec
     # Spelled out rather than dumped from the model, so that a field added to the specification later on does not
-    # split old rows from new ones by itself.
+    # split old rows from new ones by itself. For the same reason what only some suites have is left out elsewhere.
+    special = {"data_options": spec.data_options, "known_classes": spec.known_classes, "test_sets": spec.test_sets}
+    data = record.data.model_dump(mode="json", exclude_defaults=True)
     return digest(
         {
             "suite": [spec.suite, spec.suite_version, spec.task, spec.dataset],
@@ -115,16 +145,17 @@ def protocol_digest(record: RunRecord) -> str:
             "changed": {key: value for key, value in spec.method.changed.items() if key != "seed"},
             "model": [spec.method.supervision, spec.method.networks],
             "noise": [spec.noise.generator, spec.noise.options, spec.noise.rate],
-            "data": [spec.edition, spec.edition_digest, spec.limit_train, record.data.model_dump(mode="json")],
+            "data": [spec.edition, spec.edition_digest, spec.limit_train, data],
             "views": spec.views,
             "computation": [spec.precision, spec.compile, spec.deterministic, spec.numerics],
             "reduced": spec.reduced,
+            **{name: value for name, value in special.items() if value},
         }
     )
 
 
 def summarise(records: Iterable[RunRecord]) -> list[Row]:
-    """Average records into rows, one per protocol key, whatever order they come in.
+    """Average records into rows, one per protocol key and test set, whatever order they come in.
 
     Args:
         records: Results of any suites; a cell may occur once.
@@ -142,16 +173,21 @@ def summarise(records: Iterable[RunRecord]) -> list[Row]:
             raise DataError(f"cell {record.cell} ({record.spec.label}) is given twice; give every run once")
         seen.add(record.cell)
         groups.setdefault(protocol_digest(record), []).append(record)
-    rows = {key: _row(key[:8], group) for key, group in groups.items()}
-    return [rows[key] for key in sorted(rows, key=lambda key: (*_order(rows[key]), key))]
+    rows = [
+        (key, _row(key[:8], group, test_set))
+        for key, group in groups.items()
+        for test_set in group[0].spec.test_sets or ("",)
+    ]
+    return [row for _, row in sorted(rows, key=lambda pair: (*_order(pair[1]), pair[0]))]
 
 
 def _order(row: Row) -> tuple[str, int, str, bool, str, str]:
     return row.suite, row.suite_version, row.task, row.reduced != "", row.method, row.method_version
 
 
-def _row(key: str, group: Sequence[RunRecord]) -> Row:
-    group = sorted(group, key=lambda record: (record.spec.seed, record.spec.noise.seed, record.cell))
+def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
+    """Average the runs of a group on one of its test sets; the only one of a suite has no name."""
+    group = sorted(group, key=lambda record: (record.spec.seed, record.spec.noise.seed or 0, record.cell))
     finished = [record for record in group if record.status == "finished"]
     diverged = [record for record in group if record.status == "diverged"]
     # All that is in the key is the same in the whole group, so any member will do for it. What is not in the key but
@@ -159,38 +195,45 @@ def _row(key: str, group: Sequence[RunRecord]) -> Row:
     told = finished or diverged
     spec, data = group[0].spec, group[0].data
     asked = {each for record in group for each in (*record.asked, *record.spec.method.asked)}
-    scores = [record.scores for record in finished if record.scores is not None]
+    scores = [each for record in finished if (each := _scores(record, test_set)) is not None]
     tags = [each.replace(" ", "-") for each in ("noise rate", "noise type") if each in asked]
-    initialisation = [each for each in _INITIALISATIONS if each in spec.method.supervision]
+    supervision = _supervision(spec)
 
-    def selection(name: str) -> list[float]:
-        return [record.selection[name] for record in finished if name in record.selection]
+    def selection(name: str) -> float | None:
+        return _mean([100 * record.selection[name] for record in finished if name in record.selection])
 
     def averaged(value: Callable[[RunRecord], float]) -> float | None:
         return _mean([value(record) for record in finished], 1)
 
-    def accuracy(value: Callable[[Scores], float]) -> tuple[float | None, float | None]:
-        return _mean(values := [100 * value(each) for each in scores]), _std(values)
+    def share(value: Callable[[RunRecord], float | None], of: Sequence[RunRecord] = finished) -> float | None:
+        return _mean([100 * each for record in of if (each := value(record)) is not None])
+
+    def accuracy(value: Callable[[Scores], float | None]) -> tuple[float | None, float | None]:
+        values = [100 * each for score in scores if (each := value(score)) is not None]
+        return _mean(values), _std(values)
 
     last10_mean, last10_std = accuracy(lambda each: each.last10)
     last_mean, last_std = accuracy(lambda each: each.last)
     best_mean, best_std = accuracy(lambda each: each.best)
     gap_mean, _ = accuracy(lambda each: each.best - each.last10)
+    best_val_mean, best_val_std = accuracy(lambda each: each.best_val)
+    top5_last10_mean, top5_last10_std = accuracy(lambda each: each.top5_last10)
+    top5_best_mean, top5_best_std = accuracy(lambda each: each.top5_best)
     return Row(
         suite=spec.suite,
         suite_version=spec.suite_version,
-        task=spec.task,
+        task=test_set or spec.task,
         method=spec.method.name,
         method_version=spec.method.version,
         distribution=spec.method.distribution,
         protocol=_protocol(spec),
         protocol_key=key,
-        supervision="+".join([*spec.method.supervision, *tags]),
+        supervision="+".join([*supervision, *tags]),
         ruleset="tuned" if tags else "agnostic",
         n=len(finished),
         n_diverged=len(diverged),
         seeds=_words(record.spec.seed for record in finished),
-        noise_seeds=_words(record.spec.noise.seed for record in finished),
+        noise_seeds=_words(seed for record in finished if (seed := record.spec.noise.seed) is not None),
         diverged_seeds=_words(record.spec.seed for record in diverged),
         last10_mean=last10_mean,
         last10_std=last10_std,
@@ -199,24 +242,37 @@ def _row(key: str, group: Sequence[RunRecord]) -> Row:
         best_mean=best_mean,
         best_std=best_std,
         gap_mean=gap_mean,
-        clean_precision_mean=_mean([100 * each for each in selection("clean_precision")]),
-        clean_recall_mean=_mean([100 * each for each in selection("clean_recall")]),
-        clean_auc_mean=_mean([100 * each for each in selection("clean_auc")]),
-        clean_size_mean=_mean([100 * each for each in selection("clean_size")]),
+        best_val_mean=best_val_mean,
+        best_val_std=best_val_std,
+        top5_last10_mean=top5_last10_mean,
+        top5_last10_std=top5_last10_std,
+        top5_best_mean=top5_best_mean,
+        top5_best_std=top5_best_std,
+        clean_precision_mean=selection("clean_precision"),
+        clean_recall_mean=selection("clean_recall"),
+        clean_auc_mean=selection("clean_auc"),
+        clean_size_mean=selection("clean_size"),
+        id_noise_precision_mean=selection("id_noise_precision"),
+        id_noise_recall_mean=selection("id_noise_recall"),
+        ood_precision_mean=selection("ood_precision"),
+        ood_recall_mean=selection("ood_recall"),
+        pseudo_label_accuracy_mean=selection("pseudo_label_accuracy"),
         edition=spec.edition,
         data_digest=data.digest[:12],
         noise_variant=spec.noise.variant,
-        nominal_rate=_mean([100 * spec.noise.rate]),
-        realised_rate_mean=_mean([100 * record.noise.realised_rate for record in finished]),
+        nominal_rate=share(lambda record: record.spec.noise.rate, group[:1]),
+        realised_rate_mean=share(lambda record: record.noise.realised_rate),
+        ood_share_mean=share(_ood_share),
+        known_truth=share(lambda record: record.noise.num_known / record.data.num_train, told),
         noise_digest=_words(record.noise.digest[:12] for record in finished),
         backbone=str(spec.method.config.get("backbone", "")),
         input_size=data.image_size,
-        initialisation="+".join(initialisation) or "scratch",
+        initialisation="+".join(each for each in _INITIALISATIONS if each in supervision) or "scratch",
         epochs=_whole(spec.method.config.get("epochs")),
         batch_size=_whole(spec.method.config.get("batch_size")),
         networks=spec.method.networks,
         parameters=max(record.parameters for record in told),
-        test_images=data.num_test,
+        test_images=data.num_further_test.get(test_set, data.num_test),
         train_images=data.num_train,
         validation="yes" if "validation" in asked else "no",
         reduced="; ".join(spec.reduced),
@@ -231,6 +287,24 @@ def _row(key: str, group: Sequence[RunRecord]) -> Row:
         numerics=spec.numerics,
         provenance="run",
     )
+
+
+def _scores(record: RunRecord, test_set: str) -> Scores | None:
+    return record.further_scores[test_set] if test_set in record.spec.test_sets[1:] else record.scores
+
+
+def _supervision(spec: CellSpec) -> list[str]:
+    """Say what is used beyond the noisy training set: what the method declares, and the weights of its backbone."""
+    declared = list(spec.method.supervision)
+    if not str(spec.method.config.get("backbone", "")).endswith(_PRETRAINED) or "imagenet" in declared:
+        return declared
+    return ["imagenet", *(each for each in declared if each != "scratch")]
+
+
+def _ood_share(record: RunRecord) -> float | None:
+    # Where no class is outside the task, a share of zero would suggest that somebody had looked.
+    noise = record.noise
+    return noise.num_ood / noise.num_known if noise.num_ood or (record.spec.known_classes and noise.num_known) else None
 
 
 def _protocol(spec: CellSpec) -> str:

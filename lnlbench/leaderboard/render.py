@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -21,31 +22,53 @@ LAST10_NOTE = (
 )
 BEST_NOTE = "best: the highest epoch, chosen on the test set, so it flatters; gap: best minus last10."
 SELECTION_NOTE = (
-    "clean AUC, precision, recall: how well the method finds the samples whose given label is true, in percent."
+    "clean AUC, precision, recall: how well the method finds the samples whose given label is true, in percent; those "
+    "of unknown truth do not count."
+)
+BEST_VAL_NOTE = "best on val: test accuracy at the epoch that is best on the dataset's clean validation set."
+TOP5_NOTE = "top-5: as last10, for the share of images with the class among the first five."
+OOD_NOTE = (
+    "ID noise, OOD: how well it finds the mislabelled samples of the classes, and those that belong to none of them."
 )
 EDITION_NOTE = "† not made with the published data files, but with the registered edition named below the method."
 TIE_NOTE = "Runs are comparable within one task and protocol; what sets a row apart stands below its name."
 REDUCED_TITLE = "REDUCED RUNS: shorter or smaller than the protocol, not comparable with full runs"
+
+_TASK_WIDTH = 9
+"""Width that the names of tasks are not folded below; enough for the usual ones."""
+
+_OWN = "own"
+"""Edition of data that nobody published, which hence is not told apart from published files."""
 
 
 @dataclass(frozen=True)
 class _Column:
     header: str
     cell: Callable[[Row], str]
+    note: str = ""
+    """What readers have to know, if the column is shown."""
     dim: bool = False
+    always: bool = False
+    """Whether the column is shown even where no row has anything in it."""
 
 
 _ACCURACY = (
-    _Column("last10", lambda row: _with_spread(row)),
-    _Column("last", lambda row: _fixed(row.last_mean, 2)),
-    _Column("best\n(on test)", lambda row: _fixed(row.best_mean, 2), dim=True),
-    _Column("gap", lambda row: _fixed(row.gap_mean, 2), dim=True),
+    _Column("last10", lambda row: _with_spread(row), LAST10_NOTE, always=True),
+    _Column("last", lambda row: _fixed(row.last_mean, 2), always=True),
+    _Column("best\n(on test)", lambda row: _fixed(row.best_mean, 2), BEST_NOTE, dim=True, always=True),
+    _Column("gap", lambda row: _fixed(row.gap_mean, 2), BEST_NOTE, dim=True, always=True),
+    _Column("best\n(on val)", lambda row: _fixed(row.best_val_mean, 2), BEST_VAL_NOTE),
+    _Column("top-5", lambda row: _fixed(row.top5_last10_mean, 2), TOP5_NOTE),
 )
 _COUNT = _Column("n", lambda row: str(row.n))
 _SELECTION = (
-    _Column("clean\nAUC", lambda row: _fixed(row.clean_auc_mean, 1)),
-    _Column("clean\nprec", lambda row: _fixed(row.clean_precision_mean, 1)),
-    _Column("clean\nrec", lambda row: _fixed(row.clean_recall_mean, 1)),
+    _Column("clean\nAUC", lambda row: _fixed(row.clean_auc_mean, 1), SELECTION_NOTE),
+    _Column("clean\nprec", lambda row: _fixed(row.clean_precision_mean, 1), SELECTION_NOTE),
+    _Column("clean\nrec", lambda row: _fixed(row.clean_recall_mean, 1), SELECTION_NOTE),
+    _Column("ID\nnoise\nprec", lambda row: _fixed(row.id_noise_precision_mean, 1), OOD_NOTE),
+    _Column("ID\nnoise\nrec", lambda row: _fixed(row.id_noise_recall_mean, 1), OOD_NOTE),
+    _Column("OOD\nprec", lambda row: _fixed(row.ood_precision_mean, 1), OOD_NOTE),
+    _Column("OOD\nrec", lambda row: _fixed(row.ood_recall_mean, 1), OOD_NOTE),
 )
 _COST = _Column("s/run", lambda row: _fixed(_seconds(row), 0))
 
@@ -54,8 +77,8 @@ _COST = _Column("s/run", lambda row: _fixed(_seconds(row), 0))
 class Leaderboard:
     """A leaderboard that lays itself out when it is printed.
 
-    Where all columns do not fit side by side, accuracies come first and a second table has selection and cost. Names
-    are folded before a number is ever cut.
+    Columns that no row has anything in are left out. Where the others do not fit side by side, accuracies come first,
+    and further tables have selection and cost. Names are folded before a number is ever cut.
     """
 
     title: str
@@ -70,14 +93,15 @@ class Leaderboard:
         if not self.rows:
             yield Text(f"{_printable(self.title)}: no runs yet")
             return
+        accuracy, selection = (_used(columns, self.rows) for columns in (_ACCURACY, _SELECTION))
         for title, rows in ((self.title, full), (f"{self.title}\n{REDUCED_TITLE}", reduced)):
             if rows:
-                yield from _section(console, options, title, rows, several_suites)
+                yield from _section(console, options, title, rows, accuracy, selection, several_suites)
                 yield Text()
-        notes = [LAST10_NOTE, BEST_NOTE, SELECTION_NOTE, TIE_NOTE]
+        notes = [*(column.note for column in (*accuracy, *selection)), TIE_NOTE]
         if any(_is_foreign(row) for row in self.rows):
             notes.append(EDITION_NOTE)
-        for note in notes:
+        for note in dict.fromkeys(filter(None, notes)):
             yield Text(_encodable(note, options), style="dim")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
@@ -99,20 +123,43 @@ def rows_as_json(rows: Iterable[Row]) -> str:
     return json.dumps([row.model_dump(mode="json") for row in rows], indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def _section(
-    console: Console, options: ConsoleOptions, title: str, rows: Sequence[Row], several_suites: bool
-) -> Iterable[RenderableType]:
-    def table(columns: Sequence[_Column], heading: str) -> Table:
-        return _table(rows, columns, heading, several_suites, options)
+def _used(columns: Sequence[_Column], rows: Sequence[Row]) -> list[_Column]:
+    return [column for column in columns if column.always or any(column.cell(row) for row in rows)]
 
-    wide = table((*_ACCURACY, *_SELECTION, _COUNT, _COST), title)
-    # The least width is the one with names folded at blanks; numbers are never folded.
-    if console.measure(wide, options=options.update(max_width=10_000)).minimum <= options.max_width:
-        yield wide
-        return
-    yield table((*_ACCURACY, _COUNT), title)
-    yield Text()
-    yield table((*_SELECTION, _COST), f"{title}\nselection and cost")
+
+def _section(
+    console: Console,
+    options: ConsoleOptions,
+    title: str,
+    rows: Sequence[Row],
+    accuracy: Sequence[_Column],
+    selection: Sequence[_Column],
+    several_suites: bool,
+) -> Iterable[RenderableType]:
+    def fits(columns: Sequence[_Column]) -> bool:
+        table = _table(rows, columns, "", several_suites, options)
+        # The least width is the one with names folded at blanks.
+        return console.measure(table, options=options.update(max_width=10_000)).minimum <= options.max_width
+
+    tables = [[*accuracy, *selection, _COUNT, _COST]]
+    if not fits(tables[0]):
+        first, *rest = _parts([*accuracy, _COUNT], fits)
+        tables = [first, *_parts([*itertools.chain(*rest), *selection, _COST], fits)]
+    yield _table(rows, tables[0], title, several_suites, options)
+    for columns in tables[1:]:
+        yield Text()
+        yield _table(rows, columns, f"{title}\n(continued)", several_suites, options)
+
+
+def _parts(columns: Sequence[_Column], fits: Callable[[Sequence[_Column]], bool]) -> Iterable[list[_Column]]:
+    """Divide columns among as few tables as possible, in order."""
+    part: list[_Column] = []
+    for column in columns:
+        if part and not fits([*part, column]):
+            yield part
+            part = []
+        part.append(column)
+    yield part
 
 
 def _table(
@@ -125,11 +172,19 @@ def _table(
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column("task", overflow="fold", min_width=4)
+    tasks = [_task(row, several_suites) for row in rows]
+    table.add_column("task", overflow="fold", min_width=max(4, min(_TASK_WIDTH, max(map(len, tasks)))))
     table.add_column("method", overflow="fold", min_width=10, max_width=40)
     for column in columns:
+        lines = [*column.header.split("\n"), *(_encodable(column.cell(row), options) for row in rows)]
         table.add_column(
-            column.header, justify="right", vertical="top", no_wrap=True, style="dim" if column.dim else ""
+            column.header,
+            justify="right",
+            vertical="top",
+            no_wrap=True,
+            # Numbers are never folded, yet a blank in them would count as a place for it.
+            min_width=max(map(cell_len, lines)),
+            style="dim" if column.dim else "",
         )
     for task, group in itertools.groupby(rows, key=lambda row: _task(row, several_suites)):
         members = list(group)
@@ -146,7 +201,9 @@ def _table(
 def _name(row: Row, options: ConsoleOptions) -> Text:
     """Return the method with, below it, everything a reader has to know before comparing it."""
     marks = [] if row.protocol == "preset" else [row.protocol]
-    if _is_foreign(row):
+    if row.edition == _OWN:
+        marks.append("own data")
+    elif _is_foreign(row):
         marks.append(f"edition {row.edition}")
     if row.supervision != "scratch":
         marks.append(f"uses {row.supervision}")
@@ -192,7 +249,7 @@ def _fixed(value: float | None, places: int) -> str:
 
 
 def _is_foreign(row: Row) -> bool:
-    return row.edition != "canonical"
+    return row.edition not in ("canonical", _OWN)
 
 
 def _printable(text: str) -> str:

@@ -15,6 +15,7 @@ from lnlbench.contracts.views import RandomCrop, RandomFlip, ViewRecipe
 from lnlbench.engine.device import resolve_precision
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.task import DeviceTask
+from lnlbench.engine.views import ImageStore
 from lnlbench.plugins import discover
 
 NUM_IMAGES = 2048
@@ -66,10 +67,8 @@ def task(images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.dev
     )
     return DeviceTask(
         info,
-        torch.from_numpy(images),
+        ImageStore(torch.from_numpy(images), MEAN, STD, 4, device),
         torch.from_numpy(labels),
-        MEAN,
-        STD,
         {"weak": ViewRecipe(ops=(RandomCrop(padding=4), RandomFlip()))},
         Clock(1),
         discover().backbones,

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from lnlbench.engine import checkpoint
 from lnlbench.engine.live import LiveRun
-from lnlbench.engine.scoring import PredictionLog
+from lnlbench.engine.scoring import Answers, PredictionLog, Truth
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.task import DeviceTask
@@ -45,10 +45,9 @@ def test_harness_per_epoch(
         Clock(1),
         task.device,
         "here",
-        labels,
-        labels,
-        PredictionLog(rng.integers(0, 10, 10_000), 10),
-        lambda _modules: predictions,
+        Truth.of(labels, labels, 10),
+        PredictionLog({"": rng.integers(0, 10, 10_000)}, 10),
+        lambda _modules: {"": Answers(predictions, None)},
         StageCache(tmp_path, {}, "", lambda _event: None),
         lambda _event: None,
     )

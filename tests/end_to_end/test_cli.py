@@ -330,9 +330,12 @@ def test_prepare(cli: Cli, workplace: Path) -> None:
     answer = cli("prepare", "digits", "digits-sym")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out == "digits: ready (canonical edition, the installed package)\n"
-    message = one_error(cli("prepare", "cifar10", "--offline", "--data", "nothing"), code=1)
-    assert str(Path("nothing", "cifar10", "cifar-10-python.tar.gz")) in message
-    assert "https://" in message
+    answer = cli("prepare", "cifar10", "--offline", "--data", "nothing")
+    assert (answer.code, answer.out) == (1, "")
+    problem, *belongs, count = answer.err.splitlines()
+    assert str(Path("nothing", "cifar10", "cifar-10-python.tar.gz")) in problem
+    assert all("https://" in line for line in (problem, belongs[-1]))
+    assert count == "1 of 1 not ready"
     assert not (workplace / "nothing").exists()
 
 

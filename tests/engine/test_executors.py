@@ -62,10 +62,11 @@ class Heard:
 
 
 @pytest.fixture
-def make_jobs(make_cells: MakeCells, tmp_path: Path) -> Callable[[int], list[Job]]:
+def make_jobs(make_cells: MakeCells, registry: Registry, tmp_path: Path) -> Callable[[int], list[Job]]:
     def make(count: int) -> list[Job]:
         cells = make_cells(seeds=range(count))
-        return [Job(cell=c, folder=tmp_path / c.id, data=tmp_path, offline=True, threads=1) for c in cells]
+        suite = registry.suites.find("digits-sym").entry
+        return [Job(cell=c, suite=suite, folder=tmp_path / c.id, data=tmp_path, offline=True, threads=1) for c in cells]
 
     return make
 
@@ -288,6 +289,7 @@ def test_real_workers_that_die_fail_only_their_own_cells(
         executor=LocalExecutor(),
         resources=Resources(devices=("cpu",), jobs_per_device=2),
         registry=installed,
+        suites={suite.entry.name: suite.entry for suite in installed.suites},
         listen=lambda cell, event: heard(cell.id, event),
     )
     assert [outcome.status for outcome in outcomes] == ["failed", "finished"]

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry
+from lnlbench.contracts.suite import NoiseSettings, SuiteTask
 from lnlbench.contracts.task import TaskInfo
+from lnlbench.engine.data import find_dataset
+from lnlbench.engine.own import own_suite
 from lnlbench.engine.planner import Request, cell_folder, noise_spec, parse_overrides, parse_seeds, plan
 from lnlbench.errors import LnlbenchError, PluginError, UnknownNameError, UsageError
 from lnlbench.plugins import Catalogue, Provider, Registered, Registry
@@ -399,3 +402,73 @@ def test_errors_of_planning_are_those_of_the_command_line() -> None:
     assert issubclass(UsageError, LnlbenchError)
     assert UsageError("x").exit_code == UnknownNameError("a", "b", []).exit_code == 2
     assert PluginError("x").exit_code == 1
+
+
+def test_levels_with_a_sign_of_their_own(make_cells: MakeCells) -> None:
+    for task in ("sym@0.50", "digits-openset@sym@0.50"):
+        (cell,) = make_cells(suites=["digits-openset"], tasks=[task])
+        assert (cell.task, cell.known_classes, cell.noise.rate) == ("sym@0.50", 8, 0.5)
+        assert cell.noise.options == {"count": "exact", "flip": "symmetric", "stream": "lnlbench"}
+    with pytest.raises(UnknownNameError, match="unknown suite \\(in --task\\) 'sim'"):
+        make_cells(suites=["digits-openset"], tasks=["sim@0.50"])
+
+
+def test_test_sets_can_be_asked_for_one_by_one(make_cells: MakeCells) -> None:
+    def sets(*tasks: str) -> tuple[tuple[str, ...], Any]:
+        (cell,) = make_cells(suites=["mini-webvision"], tasks=tasks, limit_train=None)
+        return cell.test_sets, cell.data_options["test_sets"]
+
+    both = ("webvision", "ilsvrc12")
+    assert sets() == sets("full") == sets("ilsvrc12", "webvision") == (both, list(both))
+    assert sets("ilsvrc12") == (("ilsvrc12",), ["ilsvrc12"])
+
+
+def test_labels_that_are_not_drawn_have_no_seed(make_cells: MakeCells) -> None:
+    cells = make_cells(suites=["cifar10n"], tasks=["worst"], seeds=[1, 2])
+    assert [(cell.task, cell.noise.seed, cell.noise.rate) for cell in cells] == [("worse", None, None)] * 2
+    assert cells[0].noise.options == {"labels": "worse_label"}
+    with pytest.raises(UsageError, match="--noise-seed: the labels of cifar10n@worse are not drawn"):
+        make_cells(suites=["cifar10n"], tasks=["worse"], noise_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        ({"generator": "symmetric", "options": {"cuont": "exact"}}, r"unknown option of symmetric noise .* 'cuont'"),
+        ({"generator": "symmetric", "options": {"count": "exakt"}}, "did you mean 'exact'"),
+        ({"generator": "symetric"}, "unknown noise 'symetric'"),
+    ],
+)
+def test_switches_of_the_noise_are_checked_before_anything_runs(
+    noise: dict[str, Any], said: str, registry: Registry
+) -> None:
+    suite = registry.suites.find("digits-sym").entry
+    wrong = suite.model_copy(update={"noise": NoiseSettings.model_validate(noise)})
+    with pytest.raises(LnlbenchError, match=said):
+        noise_spec(registry, wrong, suite.task("0.40"), 1)
+
+
+def test_drawn_noise_needs_a_rate(registry: Registry) -> None:
+    suite = registry.suites.find("digits-sym").entry
+    with pytest.raises(UsageError, match="digits-sym@full: 'symmetric' noise is drawn and needs a rate"):
+        noise_spec(registry, suite, SuiteTask(name="full"), 1)
+
+
+def test_a_suite_of_the_request_itself(make_cells: MakeCells, registry: Registry, store: LocalDataStore) -> None:
+    dataset = find_dataset(registry, "digits", {}, store)
+    suite = own_suite(dataset, {}, "symmetric", {"count": "bernoulli"}, [0.2, 0.125])
+    assert [task.name for task in suite.tasks] == ["0.20", "0.125"]
+    cells = make_cells(suites=[], own_suites=[suite], tasks=[])
+    assert {(cell.suite, cell.task) for cell in cells} == {(suite.name, "0.20"), (suite.name, "0.125")}
+    assert cells[0].noise.options == {"count": "bernoulli", "replacement": "exclusive"}
+    others = [
+        own_suite(dataset, {}, "symmetric", {}, [0.2]),
+        own_suite(dataset, {}, "symmetric", {"count": "exact"}, [0.2]),
+        own_suite(dataset, {}, "pair", {}, [0.2]),
+        own_suite(dataset, {}, "own", {}, []),
+    ]
+    assert len({suite.name, *(other.name for other in others)}) == 5, "each has a leaderboard of its own"
+    assert others[-1].tasks == (SuiteTask(name="full"),)
+    assert len(own_suite(dataset, {}, "x" * 80, {}, [0.2]).name) == 64
+    with pytest.raises(UsageError, match=r"--rate 1\.5 is not between 0 and 1"):
+        own_suite(dataset, {}, "symmetric", {}, [1.5])

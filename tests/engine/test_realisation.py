@@ -96,7 +96,7 @@ def test_the_second_time_nothing_is_drawn(tmp_path: Path) -> None:
         {"noise": SPEC.model_copy(update={"options": {"count": "exact", "replacement": "inclusive"}})},
         {"true_labels": (TRUE + 1) % 10},
         {"true_labels": TRUE[:500]},
-        {"num_classes": 11},
+        {"num_classes": 11, "class_names": (*NAMES, "k")},
         {"suite": "digits-sym-incl"},
         {"suite_version": 2},
         {"task": "0.40"},
@@ -346,7 +346,7 @@ def test_export(tmp_path: Path) -> None:
     made = make(tmp_path)
     path = tmp_path / "new" / "labels.csv"
     export_csv(made, path)
-    assert path.read_bytes().startswith(b"index,given_label,true_label,changed\n0,")
+    assert path.read_bytes().startswith(b"index,given_label,true_label,changed,ood\n0,")
     with path.open(newline="") as file:
         rows = [{key: int(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert [row["index"] for row in rows] == list(range(1_437))
@@ -354,6 +354,35 @@ def test_export(tmp_path: Path) -> None:
     assert [row["true_label"] for row in rows] == TRUE.tolist()
     assert all(row["changed"] == (row["given_label"] != row["true_label"]) for row in rows)
     assert sum(row["changed"] for row in rows) == 287
+    assert not any(row["ood"] for row in rows)
+
+
+def test_labels_outside_the_task(tmp_path: Path) -> None:
+    """Eight known classes; images of 8 and 9 get the labels 0 and 1."""
+    given = np.where(TRUE < 8, TRUE, TRUE - 8)
+    matrix = np.eye(10)[:, :8]
+    matrix[8, 0] = matrix[9, 1] = 1.0
+    made = make(tmp_path, generator=returning(given, matrix), num_classes=8)
+    assert np.array(made.facts.confusion).shape == (10, 8)
+    assert made.facts.num_ood == made.facts.num_changed == (TRUE >= 8).sum()
+    assert made.intended is not None
+    assert made.intended.shape == (10, 8)
+    export_csv(made, tmp_path / "labels.csv")
+    assert (tmp_path / "labels.csv").read_text().splitlines()[9] == "8,0,8,1,1"
+
+
+def test_images_are_part_of_what_labels_belong_to(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def generator(true_labels: NDArray[np.int64], rate: float, **options: Any) -> GeneratedLabels:
+        seen.append(options["images"].shape)
+        return GeneratedLabels(true_labels, np.eye(10))
+
+    black, white = (np.full((len(TRUE), 2, 2, 1), value, dtype=np.uint8) for value in (0, 255))
+    first, second = (make(tmp_path, generator=generator, images=images) for images in (black, white))
+    assert first.path != second.path
+    assert make(tmp_path, generator=never, images=black).path == first.path
+    assert seen == [(1_437, 2, 2, 1)] * 2
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:

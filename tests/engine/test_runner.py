@@ -232,7 +232,7 @@ def test_a_complete_run(make_cells: MakeCells, run_here: RunHere, store: LocalDa
     assert record.scores.last10 == pytest.approx(accuracies.mean())
     assert labels_digest(given.astype(np.int64)) == record.noise.digest
     assert int((given != data.images.train_labels).sum()) == record.noise.num_changed == 60
-    assert [event["event"] for event in events] == ["start", "epoch", "saving", "epoch", "saving"]
+    assert [event["event"] for event in events] == ["data", "start", "epoch", "saving", "epoch", "saving"]
 
 
 def test_a_finished_cell_is_left_alone(run_odd: Callable[..., Path]) -> None:
@@ -425,7 +425,8 @@ def test_a_file_in_place_of_the_folder(
 ) -> None:
     (cell,) = make_cells()
     (tmp_path / "file").write_text("in the way")
-    job = Job(cell=cell, folder=tmp_path / "file" / "cell", data=data_root, offline=True, threads=1)
+    suite = registry.suites.find(cell.suite).entry
+    job = Job(cell=cell, suite=suite, folder=tmp_path / "file" / "cell", data=data_root, offline=True, threads=1)
     with pytest.raises(StorageError, match="cannot write"):
         run_cell(job, "cpu", registry, [].append)
 

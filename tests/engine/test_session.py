@@ -55,6 +55,7 @@ def carry_out(registry: Registry, data_root: Path, tmp_path: Path) -> Carry:
             executor=executor,
             resources=Resources(devices=("cpu",)),
             registry=registry,
+            suites={suite.entry.name: suite.entry for suite in registry.suites},
             listen=lambda cell, event: (heard if heard is not None else []).append((cell.seed, event["event"])),
         )
 

@@ -13,6 +13,7 @@ from lnlbench.contracts.task import Batch, TaskInfo
 from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, ViewRecipe
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.task import DeviceTask
+from lnlbench.engine.views import ImageStore
 from lnlbench.errors import UnknownNameError, UsageError
 from lnlbench.plugins import Registry
 
@@ -42,7 +43,8 @@ def make_task(registry: Registry) -> Callable[..., DeviceTask]:
         )
         views = {"weak": WEAK}
         arguments: tuple[Any, ...] = (clock or Clock(1), registry.backbones, torch.device("cpu"), "float32", False)
-        return DeviceTask(info, IMAGES, labels, (0.3,), (0.4,), views, *arguments)
+        source = ImageStore(IMAGES, (0.3,), (0.4,), 1, torch.device("cpu"))
+        return DeviceTask(info, source, labels, views, *arguments)
 
     return make
 

@@ -94,7 +94,8 @@ class Lab:
 
     def job(self, cell: CellSpec, folder: Path) -> Job:
         """Return the cell's job in a folder of the test's choice."""
-        return Job(cell=cell, folder=folder, data=self.root / "data", offline=True, threads=1)
+        suite = self.registry.suites.find(cell.suite).entry
+        return Job(cell=cell, suite=suite, folder=folder, data=self.root / "data", offline=True, threads=1)
 
     def run(self, cell: CellSpec, folder: Path, stop_after: int | None = None) -> list[dict[str, Any]]:
         """Run the cell to its end, or up to an interrupt right after the log line of an epoch; return the events."""

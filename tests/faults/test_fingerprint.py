@@ -33,7 +33,8 @@ def test_resuming_with_another_thread_count_is_marked(tmp_path: Path, threads: i
             if event["event"] == "saving" and event["epoch"] == stop_after:
                 raise KeyboardInterrupt
 
-        job = Job(cell=cell, folder=folder, data=store.root, offline=True, threads=count)
+        suite = registry.suites.find(cell.suite).entry
+        job = Job(cell=cell, suite=suite, folder=folder, data=store.root, offline=True, threads=count)
         run_cell(job, "cpu", registry, hear)
 
     before = torch.get_num_threads()

@@ -16,7 +16,7 @@ from torch import nn
 
 from lnlbench.engine import checkpoint
 from lnlbench.engine.live import LiveRun
-from lnlbench.engine.scoring import PredictionLog
+from lnlbench.engine.scoring import Answers, PredictionLog, Truth
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.stages import StageCache
 from lnlbench.errors import StorageError
@@ -29,17 +29,17 @@ TOTAL = 7
 LABELS = np.arange(6) % 3
 
 
-def predict(_: list[nn.Module]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return LABELS
+def predict(_: list[nn.Module]) -> dict[str, Answers]:
+    return {"": Answers(LABELS, None)}
 
 
 def train(folder: Path, stop_in: int | None = None, emit: Callable[[dict[str, Any]], None] = bool) -> list[int]:
     """Count epochs in a harness of its own, up to the middle of one; return the epochs that were run."""
     cpu = torch.device("cpu")
     clock = Clock(1)
-    log = PredictionLog(LABELS, 3)
+    log = PredictionLog({"": LABELS}, 3)
     stages = StageCache(folder, {}, "", emit)
-    run = LiveRun(folder, clock, cpu, "here", LABELS, LABELS, log, predict, stages, emit)
+    run = LiveRun(folder, clock, cpu, "here", Truth.of(LABELS, LABELS, 3), log, predict, stages, emit)
     state = {"sum": 0}
     run.track(state=state)
     epochs = []

@@ -8,6 +8,7 @@ import fractions
 import json
 import os
 import pickle
+import pickletools
 import struct
 import subprocess
 import sys
@@ -68,6 +69,87 @@ def same(left, right):
 @given(VALUES, st.sampled_from([2, 3, 4]))
 def test_plain_values_come_back(value, protocol):
     assert same(load_plain_pickle(pickle.dumps(value, protocol), "x"), value)
+
+
+# Operands of instructions, by what the standard library says they look like; of lines there is one.
+OPERANDS = {
+    None: st.just(b""),
+    "uint1": st.integers(0, 3).map(lambda number: bytes([number])),
+    "uint2": st.binary(min_size=2, max_size=2),
+    "int4": st.binary(min_size=4, max_size=4),
+    "uint4": st.integers(0, 3).map(lambda number: struct.pack("<I", number)),
+    "uint8": st.integers(0, 40).map(lambda number: struct.pack("<Q", number)),
+    "float8": st.binary(min_size=8, max_size=8),
+    "long1": st.binary(max_size=9).map(lambda text: bytes([len(text)]) + text),
+    "string1": st.binary(max_size=9).map(lambda text: bytes([len(text)]) + text),
+    "string4": st.binary(max_size=9).map(lambda text: struct.pack("<i", len(text)) + text),
+    "bytes1": st.binary(max_size=9).map(lambda text: bytes([len(text)]) + text),
+    "bytes4": st.binary(max_size=9).map(lambda text: struct.pack("<I", len(text)) + text),
+    "unicodestring1": st.text(max_size=9).map(lambda text: bytes([len(text.encode())]) + text.encode()),
+    "unicodestring4": st.text(max_size=9).map(lambda text: struct.pack("<I", len(text.encode())) + text.encode()),
+}
+TEXT = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "LIST", "DICT", "GET", "PUT", "INST", "PERSID"}
+NOT_PLAIN = {"POP", "POP_MARK", "DUP", "EMPTY_SET", "ADDITEMS", "FROZENSET", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BINPERSID"}
+TOO_MUCH = {"LONG4", "BINUNICODE8", "BINBYTES8", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER", "EXT1", "EXT2", "EXT4"}
+REFUSED = TEXT | NOT_PLAIN | TOO_MUCH
+FOR_ARRAYS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"}
+STEPS = [
+    OPERANDS[opcode.arg and opcode.arg.name].map(opcode.code.encode("latin-1").__add__)
+    for opcode in pickletools.opcodes
+    if opcode.name not in REFUSED | FOR_ARRAYS | {"STOP"}
+]
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.one_of(STEPS), max_size=12), st.booleans())
+def test_whatever_is_accepted_means_what_the_standard_library_says(steps, in_a_list):
+    # In a list, so that not all sequences fail for the values they leave over.
+    data = b"](" + b"".join(steps) + b"e." if in_a_list else b"".join(steps) + b"."
+    try:
+        read = load_plain_pickle(data, "x")
+    except DataError:
+        return
+    # repr: what is not a number differs from itself.
+    assert repr(read) == repr(with_text_keys(pickle.loads(data, encoding="latin1")))
+
+
+def with_text_keys(value):
+    if isinstance(value, dict):
+        keys = (key.decode("latin-1") if isinstance(key, bytes) else key for key in value)
+        return dict(zip(keys, map(with_text_keys, value.values()), strict=True))
+    return type(value)(map(with_text_keys, value)) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("name", sorted(opcode.name for opcode in pickletools.opcodes))
+def test_an_instruction_is_admitted_or_named(name):
+    code = next(opcode.code for opcode in pickletools.opcodes if opcode.name == name).encode("latin-1")
+    message = refusal(b"\x80\x02}(" + code)
+    assert message is not None
+    assert (f"instruction {name} at byte 4 is not allowed" in message) == (name in REFUSED)
+
+
+def test_the_content_of_an_array_is_not_copied():
+    array = np.arange(1000, dtype=np.int32)
+    for data in (python_2_array(array.tobytes()), pickle.dumps(array, 3), pickle.dumps(array, 4)):
+        whole = np.frombuffer(data, np.uint8)
+        for given_as in (data, memoryview(data), memoryview(bytearray(data))):
+            read = load_plain_pickle(given_as, "x")
+            assert same(read, array)
+            assert not read.flags.writeable
+        assert np.shares_memory(load_plain_pickle(data, "x"), whole)
+
+
+def python_2_array(raw):
+    """A pickle of an array of 32-bit integers as Python 2 wrote it."""
+    content = b"T" + struct.pack("<i", len(raw)) + raw
+    little = dtype(b"i4").replace(b"U\x01|", b"U\x01<")
+    return array(shape=b"M" + struct.pack("<H", len(raw) // 4) + b"\x85", dtype=little, raw=content)
+
+
+def test_the_content_of_an_array_is_nothing_else():
+    # It is remembered, and asked for once more as a value of its own.
+    data = array(raw=b"T\x02\x00\x00\x00abq\x07")[:-1] + b"h\x07\x86."
+    assert "where a value should" in refusal(data)
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
@@ -189,6 +271,12 @@ def hostile(canary):
         },
         "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0fndarray.tofile_\x93.",
         "name out of a word": call("numpy", "ndarray.__class__")["stack global"],
+        "name without end": b"\x80\x02cnumpy\nndarray",
+        "name of a megabyte": b"\x80\x02c" + b"a" * 2**20 + b"\nb\n.",
+        "content beyond the end": array(raw=b"T\x08\x00\x00\x00ab"),
+        "content of negative length": array(raw=b"T\xfe\xff\xff\xffab"),
+        "memo index cut off": b"\x80\x02}r\x01\x00",
+        "string that swallows the end": b"\x80\x02U\x02.",
         "name is not text": b"\x80\x04K\x01K\x02\x93.",
         "reduce of a class": pickle.dumps(Evil((os.system, (f"touch {canary}",)))),
         "reduce in a list": pickle.dumps([1, Evil((os.system, (f"touch {canary}",)))], 2),

@@ -41,7 +41,9 @@ def run(tmp_path: Path, method: str, listen: Callable[[dict[str, Any]], None] = 
     )
     (cell,) = plan(request, registry, store).cells
     folder = cell_folder(tmp_path / "runs", cell)
-    run_cell(Job(cell=cell, folder=folder, data=store.root, offline=True, threads=1), "cuda:0", registry, listen)
+    suite = registry.suites.find(cell.suite).entry
+    job = Job(cell=cell, suite=suite, folder=folder, data=store.root, offline=True, threads=1)
+    run_cell(job, "cuda:0", registry, listen)
     assert (folder / "result.json").exists(), (folder / "failure.json").read_text()
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,11 @@ def make_spec(
         "networks": 1,
     }
     options |= {key: changes.pop(key) for key in METHOD_KEYS if key in changes}
-    noise = NoiseSpec(
-        generator="symmetric", options={"count": "exact"}, rate=float(task), seed=changes.pop("noise_seed", seed)
+    drawn = NoiseSpec(
+        generator="symmetric",
+        options={"count": "exact"},
+        rate=None if "noise" in changes else float(task),
+        seed=changes.pop("noise_seed", seed),
     )
     fields: dict[str, Any] = {
         "suite": "digits-sym",
@@ -50,19 +54,19 @@ def make_spec(
         "views": {"weak": {"crop": 1, "flip": False}},
         "precision": "float32",
         "limit_train": None,
+        "noise": drawn,
     }
     defaults = {"epochs": 12, "batch_size": 64, "backbone": "mlp", "lr": 0.1}
     return CellSpec(
         method=MethodSpec(name=method, config=defaults | (config or {}), asked=(), **options),
         task=task,
         seed=seed,
-        noise=noise,
         **(fields | changes),
     )
 
 
 def make_record(spec: CellSpec, scores: Scores | None = None, **changes: Any) -> RunRecord:
-    """A record with made-up scores, for aggregation."""
+    """A record with made-up scores, for aggregation; those on further test sets are the same."""
     confusion = [[8, 1, 1, 0]] * CLASSES
     total, kept = sum(map(sum, confusion)), sum(confusion[each][each] for each in range(CLASSES))
     fields: dict[str, Any] = {
@@ -82,15 +86,23 @@ def make_record(spec: CellSpec, scores: Scores | None = None, **changes: Any) ->
             cpu_capability="AVX2",
         ),
         "data": DataFacts(
-            edition=spec.edition, digest="d" * 64, num_train=40, num_test=50, num_classes=CLASSES, image_size=8
+            edition=spec.edition,
+            digest="d" * 64,
+            num_train=40,
+            num_test=50,
+            num_further_test=dict.fromkeys(spec.test_sets[1:], 30),
+            num_classes=CLASSES,
+            image_size=8,
         ),
         "noise": NoiseFacts(
             digest=digest(spec.noise.seed),
+            num_known=total,
             realised_rate=(total - kept) / total,
             num_changed=total - kept,
             confusion=confusion,
         ),
         "scores": scores,
+        "further_scores": dict.fromkeys(spec.test_sets[1:], scores) if scores else {},
         "asked": (),
         "timing": Timing(train_seconds=12.5, evaluate_seconds=1.0, harness_seconds=0.5, stage_seconds={"warm": 2.0}),
         "peak_memory_bytes": 256 * 2**20,
@@ -102,52 +114,110 @@ def make_record(spec: CellSpec, scores: Scores | None = None, **changes: Any) ->
     return RunRecord(**(fields | changes))
 
 
-def npz(labels: Any, epochs: Any, predictions: Any) -> bytes:
+def npz(labels: Any, epochs: Any, predictions: Any, **further: Any) -> bytes:
     target = io.BytesIO()
-    np.savez_compressed(target, test_labels=labels, epochs=epochs, predictions=predictions)
+    np.savez_compressed(target, test_labels=labels, epochs=epochs, predictions=predictions, **further)
     return target.getvalue()
 
 
-def make_run(root: Path, spec: CellSpec | None = None, diverged: bool = False, salt: int = 0, **changes: Any) -> Path:
-    """Write the folder of one run below ``root`` and return it."""
-    spec = spec or make_spec()
-    rng = np.random.default_rng([spec.seed, spec.noise.seed, salt])
-    folder = root / spec.suite / spec.task / spec.method.name / f"seed{spec.seed}-{spec.id}"
-    folder.mkdir(parents=True)
-    epochs, images = spec.method.config["epochs"], 50
+@dataclass(frozen=True)
+class Answers:
+    """What a made-up method answers to a test set after each epoch, and what that is worth."""
+
+    labels: Any
+    classes: Any
+    top5: Any
+    accuracies: list[float]
+    top5_accuracies: list[float]
+
+    @property
+    def best(self) -> int:
+        return self.accuracies.index(max(self.accuracies))
+
+    def scores(self, best_val: int | None, top5: bool) -> Scores:
+        final, final5 = self.accuracies[-10:], self.top5_accuracies[-10:]
+        return Scores(
+            last10=sum(final) / len(final),
+            last=final[-1],
+            best=max(self.accuracies),
+            best_epoch=self.best,
+            best_val=None if best_val is None else self.accuracies[best_val],
+            top5_last10=sum(final5) / len(final5) if top5 else None,
+            top5_last=final5[-1] if top5 else None,
+            top5_best=self.top5_accuracies[self.best] if top5 else None,
+        )
+
+
+def make_answers(rng: np.random.Generator, epochs: int, images: int, peak: int) -> Answers:
+    """Improve from epoch to epoch, with the best epoch early, so that it is not among the final ten."""
     labels = rng.integers(0, CLASSES, images, dtype=np.uint8)
     wrong = rng.random((epochs, images)) < np.linspace(0.7, 0.2, epochs)[:, None]
-    # An early best epoch, so that it is not among the final ten.
-    wrong[0] = rng.random(images) < 0.05
-    predictions = np.where(wrong, (labels + 1) % CLASSES, labels).astype(np.uint8)
-    accuracies = [int((each == labels).sum()) / images for each in predictions]
+    wrong[min(peak, epochs - 1)] = rng.random(images) < 0.05
+    classes = np.where(wrong, (labels + 1) % CLASSES, labels).astype(np.uint8)
+    top5 = ~wrong | (rng.random((epochs, images)) < 0.5)
+    accuracies = [int((each == labels).sum()) / images for each in classes]
+    return Answers(labels, classes, top5, accuracies, [int(each.sum()) / images for each in top5])
+
+
+def make_run(
+    root: Path,
+    spec: CellSpec | None = None,
+    diverged: bool = False,
+    salt: int = 0,
+    top5: bool = False,
+    validation: bool = False,
+    **changes: Any,
+) -> Path:
+    """Write the folder of one run below ``root`` and return it."""
+    spec = spec or make_spec()
+    rng = np.random.default_rng([spec.seed, spec.noise.seed or 0, salt])
+    folder = root / spec.suite / spec.task / spec.method.name / f"seed{spec.seed}-{spec.id}"
+    folder.mkdir(parents=True)
+    epochs = spec.method.config["epochs"]
+    answers = {"": make_answers(rng, epochs, 50, peak=0)}
     names = ("clean_precision", "clean_recall", "clean_auc", "clean_size")
     selections = [{name: float(rng.random()) for name in names} for _ in range(epochs)]
-    lines = [
-        json.dumps(
-            {
-                "epoch": epoch,
-                "test_accuracy": accuracies[epoch],
-                "logged": {"loss": 1.0 / (epoch + 1)},
-                "selection": selections[epoch] if epoch else {},
-                "seconds": {"train": 1.0, "evaluate": 0.1, "harness": 0.05},
-            }
-        )
-        for epoch in range(epochs)
-    ]
+    answers |= {name: make_answers(rng, epochs, 30, peak) for peak, name in enumerate(spec.test_sets[1:], start=1)}
+    on_validation = make_answers(rng, epochs, 20, peak=3).accuracies
+    lines = []
+    for epoch in range(epochs):
+        accuracies = {name: each.accuracies[epoch] for name, each in answers.items() if name}
+        if top5:
+            accuracies |= {member(name, "top5"): each.top5_accuracies[epoch] for name, each in answers.items()}
+        if validation:
+            accuracies["validation"] = on_validation[epoch]
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "test_accuracy": answers[""].accuracies[epoch],
+            "logged": {"loss": 1.0 / (epoch + 1)},
+            "selection": selections[epoch] if epoch else {},
+            "seconds": {"train": 1.0, "evaluate": 0.1, "harness": 0.05},
+        }
+        lines.append(json.dumps(line | {"accuracies": accuracies} if accuracies else line))
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    scores = None
+    best_val = on_validation.index(max(on_validation)) if validation else None
+    scores = {}
     if not diverged:
-        best = accuracies.index(max(accuracies))
-        final = accuracies[-10:]
-        kept = sorted({best, *range(epochs)[-10:]})
-        scores = Scores(last10=sum(final) / len(final), last=final[-1], best=max(accuracies), best_epoch=best)
-        (folder / "predictions.npz").write_bytes(npz(labels, np.array(kept, dtype=np.int32), predictions[kept]))
-        used = selections[1:][-10:]
-        changes.setdefault(
-            "selection", {name: sum(each[name] for each in used) / len(used) for name in names} if used else {}
+        kept = sorted({*range(epochs)[-10:], *(each.best for each in answers.values())} | {best_val} - {None})
+        arrays: dict[str, Any] = {"epochs": np.array(kept, dtype=np.int32)}
+        for name, each in answers.items():
+            scores[name] = each.scores(best_val, top5)
+            arrays |= {member(name, "test_labels"): each.labels, member(name, "predictions"): each.classes[kept]}
+            if top5:
+                arrays[member(name, "top5")] = each.top5[kept]
+        (folder / "predictions.npz").write_bytes(
+            npz(arrays.pop("test_labels"), arrays.pop("epochs"), arrays.pop("predictions"), **arrays)
         )
-    record = make_record(spec, scores, **changes)
+        used = selections[1:][-10:]
+        usual = {
+            "selection": {name: sum(each[name] for each in used) / len(used) for name in names} if used else {},
+            "further_scores": {name: each for name, each in scores.items() if name},
+            "best_val_epoch": best_val,
+        }
+        changes = usual | changes
+    record = make_record(spec, scores.get(""), **changes)
+    if validation:
+        record = record.model_copy(update={"data": record.data.model_copy(update={"num_validation": 20})})
     # Many runs are fabricated, so they are written without the care that real ones get.
     for name, value in (("spec.json", spec), ("result.json", record)):
         text = json.dumps(value.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False)
@@ -155,10 +225,20 @@ def make_run(root: Path, spec: CellSpec | None = None, diverged: bool = False, s
     return folder
 
 
+def member(test_set: str, what: str) -> str:
+    return f"{test_set}.{what}" if test_set else what
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
     """``run(spec, ...)`` writes the folder of a run below ``runs``."""
     return lambda *args, **options: make_run(tmp_path / "runs", *args, **options)
+
+
+@pytest.fixture
+def run_at() -> Callable[..., Path]:
+    """``run_at(folder, spec, ...)`` writes the folder of a run below a folder of choice."""
+    return make_run
 
 
 @pytest.fixture
@@ -175,7 +255,7 @@ def record() -> Callable[..., RunRecord]:
 
 @pytest.fixture
 def archive() -> Callable[..., bytes]:
-    """``archive(labels, epochs, predictions)`` makes the bytes of a ``predictions.npz``."""
+    """``archive(labels, epochs, predictions, ...)`` makes the bytes of a ``predictions.npz``."""
     return npz
 
 

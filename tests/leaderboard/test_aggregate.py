@@ -9,7 +9,7 @@ import pytest
 
 from lnlbench.errors import DataError
 from lnlbench.leaderboard.aggregate import Row, decimals, summarise
-from lnlbench.records import CellSpec, Environment, RunRecord, Scores, Timing
+from lnlbench.records import CellSpec, Environment, NoiseSpec, RunRecord, Scores, Timing
 
 Spec = Callable[..., CellSpec]
 Record = Callable[..., RunRecord]
@@ -35,15 +35,28 @@ PROMISED = [
     "best_mean",
     "best_std",
     "gap_mean",
+    "best_val_mean",
+    "best_val_std",
+    "top5_last10_mean",
+    "top5_last10_std",
+    "top5_best_mean",
+    "top5_best_std",
     "clean_precision_mean",
     "clean_recall_mean",
     "clean_auc_mean",
     "clean_size_mean",
+    "id_noise_precision_mean",
+    "id_noise_recall_mean",
+    "ood_precision_mean",
+    "ood_recall_mean",
+    "pseudo_label_accuracy_mean",
     "edition",
     "data_digest",
     "noise_variant",
     "nominal_rate",
     "realised_rate_mean",
+    "ood_share_mean",
+    "known_truth",
     "noise_digest",
     "backbone",
     "input_size",
@@ -68,8 +81,12 @@ PROMISED = [
 ]
 
 
-def scores(last10: float, last: float = 0.5, best: float = 0.95) -> Scores:
-    return Scores(last10=last10, last=last, best=best, best_epoch=0)
+OWN = NoiseSpec(generator="own", options={}, rate=None, seed=None)
+SETS = ("webvision", "ilsvrc12")
+
+
+def scores(last10: float, last: float = 0.5, best: float = 0.95, **more: float) -> Scores:
+    return Scores(last10=last10, last=last, best=best, best_epoch=0, **more)
 
 
 def test_the_promised_columns_come_in_their_order() -> None:
@@ -107,7 +124,7 @@ def test_three_seeds_worked_by_hand(spec: Spec, record: Record) -> None:
     assert row.gap_mean == 2.33
     assert (row.clean_precision_mean, row.clean_size_mean) == (98.0, 55.0)
     assert (row.clean_recall_mean, row.clean_auc_mean) == (None, None)
-    assert (row.nominal_rate, row.realised_rate_mean) == (40.0, 75.0)
+    assert (row.nominal_rate, row.realised_rate_mean, row.known_truth) == (40.0, 75.0, 100.0)
     assert (row.train_seconds_mean, row.stage_seconds_mean, row.peak_memory_mib_mean) == (30.0, 3.0, 256.0)
     assert row.noise_digest.split() == [each.noise.digest[:12] for each in sorted(runs, key=lambda one: one.spec.seed)]
     assert (row.backbone, row.epochs, row.batch_size, row.input_size) == ("mlp", 12, 64, 8)
@@ -151,8 +168,9 @@ def test_diverged_runs_are_counted_and_never_averaged(spec: Spec, record: Record
     assert (row.train_seconds_mean, row.parameters) == (12.5, 12345)
     (row,) = summarise([record(spec(seed=2))])
     assert (row.n, row.n_diverged, row.seeds, row.diverged_seeds) == (0, 1, "", "2")
-    numbers = [column for column in Row.model_fields if decimals(column) is not None and column != "nominal_rate"]
-    assert {getattr(row, column) for column in numbers} == {None}
+    numbers = {column for column in Row.model_fields if decimals(column) is not None}
+    # What is asked for and what is known of the labels does not depend on how a run ends.
+    assert {getattr(row, column) for column in numbers - {"nominal_rate", "known_truth"}} == {None}
     assert row.device == "Some CPU"
 
 
@@ -172,6 +190,9 @@ def test_diverged_runs_are_counted_and_never_averaged(spec: Spec, record: Record
         {"edition": "jpeg"},
         {"edition_digest": "e" * 64},
         {"limit_train": 100},
+        {"data_options": {"size": 84}},
+        {"known_classes": 3},
+        {"noise": OWN},
         {"views": {}},
         {"precision": "bf16"},
         {"compile": True},
@@ -197,6 +218,74 @@ def test_other_data_or_noise_split_the_row_but_devices_do_not(spec: Spec, record
     environment = Environment(**(one.environment.model_dump() | {"device": "A GPU", "versions": {"torch": "2.14"}}))
     (row,) = summarise([one, record(spec(seed=2), scores(0.8), environment=environment, resume="inexact")])
     assert (row.device, row.torch, row.resume) == ("A GPU + Some CPU", "2.13.0+cpu + 2.14", "inexact")
+
+
+def test_each_test_set_has_a_row_of_its_own(spec: Spec, record: Record) -> None:
+    runs = [
+        record(
+            spec(task="full", noise=OWN, test_sets=SETS, seed=seed),
+            scores(main, best_val=main - 0.01, top5_last10=0.9, top5_last=0.9, top5_best=0.95),
+            further_scores={"ilsvrc12": scores(other)},
+            best_val_epoch=3,
+            selection={"clean_auc": 0.8},
+        )
+        for seed, main, other in [(1, 0.76, 0.70), (2, 0.78, 0.74)]
+    ]
+    runs.append(record(spec(task="full", noise=OWN, test_sets=SETS, seed=3)))
+    ilsvrc12, webvision = summarise(runs)
+    assert (ilsvrc12.task, webvision.task) == ("ilsvrc12", "webvision")
+    assert (ilsvrc12.last10_mean, ilsvrc12.last10_std, ilsvrc12.test_images) == (72.0, 2.83, 30)
+    assert (webvision.last10_mean, webvision.last10_std, webvision.test_images) == (77.0, 1.41, 50)
+    assert (webvision.best_val_mean, webvision.best_val_std) == (76.0, 1.41)
+    assert (webvision.top5_last10_mean, webvision.top5_last10_std) == (90.0, 0.0)
+    assert (webvision.top5_best_mean, webvision.top5_best_std) == (95.0, 0.0)
+    assert (ilsvrc12.best_val_mean, ilsvrc12.top5_last10_mean, ilsvrc12.top5_best_std) == (None, None, None)
+    same = set(Row.model_fields) - {column for column in Row.model_fields if column.endswith(("_mean", "_std"))}
+    for column in (same - {"task", "test_images"}) | {"clean_auc_mean", "train_seconds_mean"}:
+        assert getattr(ilsvrc12, column) == getattr(webvision, column)
+    assert (webvision.n, webvision.n_diverged, webvision.diverged_seeds) == (2, 1, "3")
+
+
+def test_a_single_named_test_set_names_the_task(spec: Spec, record: Record) -> None:
+    one = record(spec(task="full", noise=OWN, test_sets=("ilsvrc12",)), scores(0.7))
+    both = record(spec(task="full", noise=OWN, test_sets=SETS), scores(0.7))
+    rows = summarise([one, both])
+    assert [row.task for row in rows] == ["ilsvrc12", "ilsvrc12", "webvision"]
+    assert [row.test_images for row in rows if row.protocol_key == summarise([one])[0].protocol_key] == [50]
+
+
+def test_labels_that_were_not_drawn_have_no_rate_and_no_seed(spec: Spec, record: Record) -> None:
+    run = record(spec(task="full", noise=OWN), scores(0.7))
+    unknown = {"num_known": 0, "num_changed": 0, "realised_rate": None, "confusion": None}
+    (row,) = summarise([run.model_copy(update={"noise": run.noise.model_copy(update=unknown)})])
+    assert (row.nominal_rate, row.noise_seeds, row.noise_variant) == (None, "", "own")
+    assert (row.realised_rate_mean, row.ood_share_mean, row.known_truth) == (None, None, 0.0)
+    partly = {"num_known": 10, "num_changed": 2, "realised_rate": 0.2, "num_ood": 1}
+    (row,) = summarise([run.model_copy(update={"noise": run.noise.model_copy(update=partly)})])
+    assert (row.realised_rate_mean, row.ood_share_mean, row.known_truth) == (20.0, 10.0, 25.0)
+
+
+def test_out_of_distribution_scores(spec: Spec, record: Record) -> None:
+    names = ("id_noise_precision", "id_noise_recall", "ood_precision", "ood_recall", "pseudo_label_accuracy")
+    runs = [
+        record(
+            spec(seed=seed, known_classes=4),
+            scores(0.5),
+            selection={name: 0.1 * number + seed / 100 for number, name in enumerate(names, start=1)},
+        )
+        for seed in (1, 3)
+    ]
+    (row,) = summarise(runs)
+    assert [getattr(row, f"{name}_mean") for name in names] == [12.0, 22.0, 32.0, 42.0, 52.0]
+    # Nobody is out of distribution here, but in such a suite there could be.
+    assert row.ood_share_mean == 0.0
+    (row,) = summarise([record(spec(), scores(0.5))])
+    assert {getattr(row, f"{name}_mean") for name in names} == {row.ood_share_mean} == {None}
+
+
+def test_keys_of_rows_are_what_they_always_were(spec: Spec, record: Record) -> None:
+    (row,) = summarise([record(spec(), scores(0.9))])
+    assert row.protocol_key == "95db4953"
 
 
 def test_order_of_records_does_not_matter(spec: Spec, record: Record) -> None:
@@ -255,3 +344,27 @@ def test_supervision_and_ruleset(
 ) -> None:
     (row,) = summarise([record(spec(supervision=supervision), scores(0.9), asked=asked)])
     assert (row.supervision, row.ruleset, row.initialisation, row.validation) == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "supervision", "expected"),
+    [
+        ("timm:resnet50+pretrained", ("scratch",), ("imagenet", "imagenet")),
+        ("timm:resnet50+pretrained", ("imagenet",), ("imagenet", "imagenet")),
+        ("timm:resnet50+pretrained", ("clip",), ("imagenet+clip", "imagenet+clip")),
+        ("timm:resnet50", ("scratch",), ("scratch", "scratch")),
+        ("timm:resnet50", ("imagenet",), ("imagenet", "imagenet")),
+    ],
+)
+def test_weights_of_a_pretrained_backbone_are_supervision_whatever_the_method_says(
+    spec: Spec, record: Record, backbone: str, supervision: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    (row,) = summarise([record(spec(supervision=supervision, config={"backbone": backbone}), scores(0.9))])
+    assert (row.supervision, row.initialisation) == expected
+    tuned = record(spec(supervision=supervision, config={"backbone": backbone}), scores(0.9), asked=("noise rate",))
+    assert summarise([tuned])[0].supervision == f"{expected[0]}+noise-rate"
+
+
+def test_own_data_are_an_edition(spec: Spec, record: Record) -> None:
+    (row,) = summarise([record(spec(edition="own"), scores(0.9))])
+    assert row.edition == "own"

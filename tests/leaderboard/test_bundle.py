@@ -20,6 +20,7 @@ import pytest
 from lnlbench.errors import DataError, LnlbenchError, StorageError
 from lnlbench.files import OsFs
 from lnlbench.leaderboard import bundle, store
+from lnlbench.leaderboard.content import JSON_LIMIT
 from lnlbench.records import CellSpec, RunRecord
 
 Run = Callable[..., Path]
@@ -350,7 +351,7 @@ def test_records_of_newer_versions_and_hostile_suites_are_refused(run: Run, spec
 def test_oversized_files_and_pipes_are_refused(run: Run, board: Path, archive: Callable[..., bytes]) -> None:
     folder = run()
     good = (folder / "result.json").read_bytes()
-    (folder / "result.json").write_bytes(good + b" " * bundle.JSON_LIMIT)
+    (folder / "result.json").write_bytes(good + b" " * JSON_LIMIT)
     with pytest.raises(DataError, match="more than 1 MiB"):
         bundle.add(folder, board)
     (folder / "result.json").write_bytes(good)

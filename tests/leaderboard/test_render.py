@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lnlbench.leaderboard.aggregate import Row, summarise
 from lnlbench.leaderboard.render import leaderboard_table, rows_as_json
-from lnlbench.records import CellSpec, RunRecord, Scores
+from lnlbench.records import CellSpec, NoiseSpec, RunRecord, Scores
 
 WIDTHS = (80, 100, 120, 200)
 
@@ -71,9 +71,11 @@ def test_every_number_is_whole_and_no_line_is_too_long(rows: list[Row], width: i
 
 def test_wide_terminals_get_one_table_and_narrow_ones_two(rows: list[Row]) -> None:
     full = [row for row in rows if not row.reduced]
-    assert "selection and cost" not in shown(full, 120)
-    assert "selection and cost" not in shown(full, 100)
-    assert shown(full, 80).count("selection and cost") == 1
+    assert "(continued)" not in shown(full, 120)
+    assert "(continued)" not in shown(full, 100)
+    accuracies, rest = shown(full, 80).split("(continued)")
+    assert "last10" in accuracies
+    assert "s/run" in rest
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -85,6 +87,60 @@ def test_reduced_rows_stand_apart_with_their_reason(rows: list[Row], width: int)
     assert "ce (reduced)" in reduced
     assert "epochs 3 of 40" in " ".join(reduced.split())
     assert "REDUCED" not in shown([row for row in rows if not row.reduced], width)
+
+
+def test_columns_appear_where_there_is_something_in_them(rows: list[Row]) -> None:
+    text = shown(rows, 200)
+    for absent in ("on val", "top-5", "OOD", "noise"):
+        assert absent not in text
+    bare = [
+        row.model_copy(update={"clean_auc_mean": None, "clean_precision_mean": None, "clean_recall_mean": None})
+        for row in rows
+    ]
+    assert "clean" not in shown([row for row in bare if row.supervision == "scratch"], 200)
+    open_set = [row.model_copy(update={"ood_precision_mean": 81.23, "id_noise_recall_mean": 72.34}) for row in rows[:2]]
+    text = shown([*open_set, rows[2]], 200)
+    assert "81.2" in text
+    assert "72.3" in text
+    assert "ID noise, OOD: how well it finds" in text
+    (header,) = (line.split() for line in text.splitlines() if "prec" in line.split())
+    # A precision each of clean and out-of-distribution samples, a recall each of clean and mislabelled ones.
+    assert (header.count("prec"), header.count("rec")) == (2, 2)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_both_test_sets_with_top5_and_validation_fit(
+    spec: Callable[..., CellSpec], record: Callable[..., RunRecord], width: int
+) -> None:
+    own = NoiseSpec(generator="own", options={}, rate=None, seed=None)
+    scores = Scores(
+        last10=0.7712, last=0.7634, best=0.7856, best_epoch=1, best_val=0.7501, top5_last10=0.9123, top5_best=0.93
+    )
+    other = Scores(last10=0.7212, last=0.7134, best=0.7356, best_epoch=1, best_val=0.7002, top5_last10=0.8923)
+    runs = [
+        record(
+            spec("dividemix", "full", seed, noise=own, test_sets=("webvision", "ilsvrc12"), networks=2),
+            scores,
+            further_scores={"ilsvrc12": other},
+            selection={"clean_auc": 0.8123},
+        )
+        for seed in (1, 2)
+    ]
+    text = shown(summarise(runs), width, "mini-WebVision")
+    assert max(map(cell_len, text.splitlines())) <= width
+    for number in ("77.12", "72.12", "76.34", "71.34", "78.56", "73.56", "75.01", "70.02", "91.23", "89.23", "81.2"):
+        assert number in text
+    joined = "".join(text.split())
+    assert "webvision" in joined
+    assert "ilsvrc12" in joined
+    assert "top-5: as last10" in text
+    assert "best on val: test accuracy at the epoch" in " ".join(text.split())
+
+
+def test_own_data_are_told_from_published_files_and_from_editions(rows: list[Row]) -> None:
+    text = shown([rows[0].model_copy(update={"edition": "own"})], 120)
+    assert "own data" in text
+    assert "†" not in text
 
 
 def test_what_sets_a_row_apart_is_said_below_its_name(rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""Datasets: the digits that come with scikit-learn, Fashion-MNIST, and the two CIFARs."""
+"""Datasets: small embedded ones, the two CIFARs, sets with real-world label noise, and folders of the user."""
 
 from __future__ import annotations
 
@@ -48,5 +48,70 @@ ENTRIES: tuple[DatasetEntry, ...] = (
         target="lnlbench.builtin.datasets.cifar:Cifar100",
         summary="CIFAR-100: 50,000 + 10,000 colour 32x32 images in 100 classes.",
         paper=_CIFAR,
+    ),
+    DatasetEntry(
+        name="animal10n",
+        target="lnlbench.builtin.datasets.animal10n:Animal10N",
+        summary="Animal-10N: 50,000 + 5,000 colour 64x64 images of ten animals people mix up; about 8 % wrong labels.",
+        paper=Paper(
+            title="SELFIE: Refurbishing Unclean Samples for Robust Deep Learning",
+            authors="Song, Kim, Lee",
+            venue="ICML",
+            year=2019,
+            url="https://proceedings.mlr.press/v97/song19b.html",
+        ),
+    ),
+    DatasetEntry(
+        name="red-mini-imagenet",
+        target="lnlbench.builtin.datasets.red_mini_imagenet:RedMiniImageNet",
+        summary="Red Mini-ImageNet: about 50,000 + 5,000 images in 100 classes, 0-80 % of them wrong ones.",
+        paper=Paper(
+            title="Beyond Synthetic Noise: Deep Learning on Controlled Noisy Labels",
+            authors="Jiang, Huang, Liu, Yang",
+            venue="ICML",
+            year=2020,
+            url="https://proceedings.mlr.press/v119/jiang20c.html",
+        ),
+    ),
+    DatasetEntry(
+        name="mini-webvision",
+        target="lnlbench.builtin.datasets.webvision:MiniWebVision",
+        summary="mini-WebVision: about 66,000 web images of the first 50 classes; tested on WebVision and on ILSVRC12.",
+        paper=Paper(
+            title="WebVision Database: Visual Learning and Understanding from Web Data",
+            authors="Li, Wang, Li, Agustsson, Van Gool",
+            venue="arXiv",
+            year=2017,
+            url="https://arxiv.org/abs/1708.02862",
+        ),
+    ),
+    DatasetEntry(
+        name="clothing1m",
+        target="lnlbench.builtin.datasets.clothing1m:Clothing1M",
+        summary="Clothing1M: a million shop images of 14 kinds of clothes, 38 % wrong labels.",
+        paper=Paper(
+            title="Learning from Massive Noisy Labeled Data for Image Classification",
+            authors="Xiao, Xia, Yang, Huang, Wang",
+            venue="CVPR",
+            year=2015,
+            url="https://openaccess.thecvf.com/content_cvpr_2015/html/Xiao_Learning_From_Massive_2015_CVPR_paper.html",
+        ),
+    ),
+    DatasetEntry(
+        name="food101n",
+        target="lnlbench.builtin.datasets.food101n:Food101N",
+        summary="Food-101N: 310,009 web images of 101 dishes, about 20 % wrong labels; tested on Food-101.",
+        paper=Paper(
+            title="CleanNet: Transfer Learning for Scalable Image Classifier Training with Label Noise",
+            authors="Lee, He, Zhang, Yang",
+            venue="CVPR",
+            year=2018,
+            url="https://arxiv.org/abs/1711.07131",
+        ),
+    ),
+    DatasetEntry(
+        name="folder:",
+        target="lnlbench.builtin.datasets.folder:ImageFolder",
+        summary="Your own images: folder:PATH with train/<class>/* and test/<class>/*; labels.csv if labels are noisy.",
     ),
 )

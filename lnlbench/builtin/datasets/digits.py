@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,20 +23,18 @@ _SHA256 = "65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5"
 class Digits(Dataset):
     """Handwritten digits, 8x8 grey: 1,437 training and 360 test images."""
 
-    name: ClassVar[str] = "digits"
-    num_classes: ClassVar[int] = 10
-    class_names: ClassVar[tuple[str, ...]] = tuple(str(digit) for digit in range(10))
-    num_train: ClassVar[int] = 1_437
-    num_test: ClassVar[int] = 360
-    image_size: ClassVar[int] = 8
-    channels: ClassVar[int] = 1
+    name = "digits"
+    num_classes = 10
+    class_names = tuple(str(digit) for digit in range(10))
+    num_train = 1_437
+    num_test = 360
+    image_size = 8
+    channels = 1
     # Over all pixels of the training part.
-    mean: ClassVar[tuple[float, ...]] = (0.3054,)
-    std: ClassVar[tuple[float, ...]] = (0.3760,)
-    licence: ClassVar[str] = "CC BY 4.0 (UCI Machine Learning Repository)"
-    source: ClassVar[str] = (
-        "scikit-learn's load_digits, the test part of UCI's Optical Recognition of Handwritten Digits"
-    )
+    mean = (0.3054,)
+    std = (0.3760,)
+    licence = "CC BY 4.0 (UCI Machine Learning Repository)"
+    source = "scikit-learn's load_digits, the test part of UCI's Optical Recognition of Handwritten Digits"
 
     def files(self) -> tuple[RemoteFile, ...]:
         """Return nothing: the data are part of an installed library."""

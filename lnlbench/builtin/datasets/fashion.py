@@ -81,9 +81,9 @@ class Fashion(Dataset):
     is used if installed; otherwise the published files are downloaded.
     """
 
-    name: ClassVar[str] = "fashion"
-    num_classes: ClassVar[int] = 10
-    class_names: ClassVar[tuple[str, ...]] = (
+    name = "fashion"
+    num_classes = 10
+    class_names = (
         "T-shirt/top",
         "Trouser",
         "Pullover",
@@ -95,15 +95,15 @@ class Fashion(Dataset):
         "Bag",
         "Ankle boot",
     )
-    num_train: ClassVar[int] = 60_000
-    num_test: ClassVar[int] = 10_000
-    image_size: ClassVar[int] = 28
-    channels: ClassVar[int] = 1
+    num_train = 60_000
+    num_test = 10_000
+    image_size = 28
+    channels = 1
     # Over all pixels of the training set.
-    mean: ClassVar[tuple[float, ...]] = (0.2860,)
-    std: ClassVar[tuple[float, ...]] = (0.3530,)
-    licence: ClassVar[str] = "MIT"
-    source: ClassVar[str] = "https://github.com/zalandoresearch/fashion-mnist"
+    mean = (0.2860,)
+    std = (0.3530,)
+    licence = "MIT"
+    source = "https://github.com/zalandoresearch/fashion-mnist"
 
     system_folder: ClassVar[Path] = Path("/usr/share/datasets/fashion-mnist")
     """Where Debian's package puts the files."""

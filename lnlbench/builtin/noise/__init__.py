@@ -1,4 +1,4 @@
-"""The synthetic noise families of the literature, announced without importing NumPy."""
+"""The noise of the literature, synthetic and as released label files, announced without importing NumPy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,38 @@ _HAN = Paper(
     venue="NeurIPS",
     year=2018,
     url="https://arxiv.org/abs/1804.06872",
+)
+
+_XIA = Paper(
+    title="Part-dependent Label Noise: Towards Instance-dependent Label Noise",
+    authors="Xia, Liu, Han, Wang, Gong, Liu, Niu, Tao, Sugiyama",
+    venue="NeurIPS",
+    year=2020,
+    url="https://arxiv.org/abs/2006.07836",
+)
+
+_YAO = Paper(
+    title="Jo-SRC: A Contrastive Approach for Combating Noisy Labels",
+    authors="Yao, Sun, Zhang, Shen, Wu, Zhang, Tang",
+    venue="CVPR",
+    year=2021,
+    url="https://arxiv.org/abs/2103.13029",
+)
+
+_WEI = Paper(
+    title="Learning with Noisy Labels Revisited: A Study Using Real-World Human Annotations",
+    authors="Wei, Zhu, Cheng, Liu, Niu, Liu",
+    venue="ICLR",
+    year=2022,
+    url="https://arxiv.org/abs/2110.12088",
+)
+
+_CHEN = Paper(
+    title="Beyond Class-Conditional Assumption: A Primary Attempt to Combat Instance-Dependent Label Noise",
+    authors="Chen, Ye, Chen, Zhao, Heng",
+    venue="AAAI",
+    year=2021,
+    url="https://arxiv.org/abs/2012.05458",
 )
 
 ENTRIES: tuple[NoiseEntry, ...] = (
@@ -44,5 +76,55 @@ ENTRIES: tuple[NoiseEntry, ...] = (
         summary="Touched labels move to the next class id, the last one to the first.",
         options={"count": ("bernoulli", "exact", "exact-per-class")},
         paper=_HAN,
+    ),
+    NoiseEntry(
+        name="part-dependent",
+        target="lnlbench.builtin.noise.part_dependent:part_dependent",
+        summary="Every image has a flip rate of its own; random projections of its pixels say to which class it flips.",
+        uses_images=True,
+        options={"features": ("raw", "normalised"), "projection": ("per-class", "shared")},
+        paper=_XIA,
+    ),
+    NoiseEntry(
+        name="open-set",
+        target="lnlbench.builtin.noise.open_set:open_set",
+        summary="Images of classes outside the task get labels of known classes; labels of known classes flip.",
+        options={
+            "flip": ("symmetric", "pair"),
+            "count": ("bernoulli", "exact", "exact-per-class"),
+            "stream": ("lnlbench", "released"),
+        },
+        paper=_YAO,
+    ),
+    NoiseEntry(
+        name="cifar-n",
+        target="lnlbench.builtin.noise.cifar_n:CifarN",
+        kind="released",
+        summary="Labels that people gave to the training images of CIFAR-10 and CIFAR-100.",
+        options={
+            "labels": (
+                "aggre_label",
+                "random_label1",
+                "random_label2",
+                "random_label3",
+                "worse_label",
+                "noisy_label",
+            )
+        },
+        paper=_WEI,
+    ),
+    NoiseEntry(
+        name="seal",
+        target="lnlbench.builtin.noise.seal:Seal",
+        kind="released",
+        summary="The CIFAR-10 training images that a network is least sure of have the class it confuses them with.",
+        options={"level": ("0.1", "0.2", "0.3", "0.4")},
+        paper=_CHEN,
+    ),
+    NoiseEntry(
+        name="own",
+        target="",
+        kind="own",
+        summary="The labels that the dataset comes with, as they are.",
     ),
 )

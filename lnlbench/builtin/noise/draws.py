@@ -118,9 +118,23 @@ def read_options(generator: str, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_arguments(
-    generator: str, true_labels: NDArray[np.int64], rate: float, num_classes: int, seed: int
+    generator: str,
+    true_labels: NDArray[np.int64],
+    rate: float,
+    num_classes: int,
+    seed: int,
+    *,
+    open_set: bool = False,
 ) -> NDArray[np.int64]:
     """Return the labels as int64 after checking what every generator needs.
+
+    Args:
+        generator: Generator id, for messages.
+        true_labels: ``(N,)``, integers.
+        rate: Nominal noise rate.
+        num_classes: Number of classes C of the task.
+        seed: Noise seed.
+        open_set: Whether labels of ``num_classes`` and more, those of classes outside the task, are welcome.
 
     Raises:
         UsageError: The rate is not in [0, 1], the seed is negative, or the labels are not class ids.
@@ -137,11 +151,14 @@ def check_arguments(
             f"{generator} noise needs a one-dimensional array of integer labels, not {labels.ndim} dimensions of type "
             f"{labels.dtype}"
         )
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    outside = np.flatnonzero((labels < 0) | ((labels >= num_classes) & (not open_set)))
     if len(outside):
+        first = labels[outside[0]]
+        needed = "labels from 0 on" if open_set else f"labels from 0 to {num_classes - 1}"
+        way_out = "; if it is of a class outside the task, use noise 'open-set'" if first >= num_classes else ""
         raise UsageError(
-            f"label {labels[outside[0]]} at index {outside[0]} is not a class id; {generator} noise over {num_classes} "
-            f"classes needs labels from 0 to {num_classes - 1}"
+            f"label {first} at index {outside[0]} is not a class id; {generator} noise over {num_classes} classes "
+            f"needs {needed}{way_out}"
         )
     return labels.astype(np.int64)
 

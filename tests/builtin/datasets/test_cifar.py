@@ -9,7 +9,9 @@ import pickle
 import random
 import shutil
 import struct
+import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -272,15 +274,57 @@ def test_every_file_is_read_once(store, files100, monkeypatch):
     Cifar100().register(store, "made-up")
     read = []
 
-    def note(path, **options):
+    def note(path, limit, hint):
         read.append(path.name)
-        return files100[path.name]
+        return memoryview(files100[path.name])
 
-    monkeypatch.setattr(cifar, "read_file", note)
+    monkeypatch.setattr(cifar, "_read", note)
     shutil.rmtree(store.folder("cifar100") / "cifar-100-python")
     (store.folder("cifar100") / "cifar-100-python").mkdir()
     Cifar100().load(store)
     assert read == ["meta", "train", "test"]
+
+
+def test_one_file_is_read_ahead_and_no_more():
+    made = []
+    contents = (made.append(number) or number for number in range(6))
+    used = []
+    for each in cifar._one_ahead(contents):
+        used.append(each)
+        assert len(made) <= len(used) + 1
+    assert used == made == list(range(6))
+
+
+def test_a_file_that_cannot_be_read_stops_the_loading_in_its_turn():
+    def contents():
+        yield 0
+        yield 1
+        raise DataError("x: is missing")
+
+    threads = threading.active_count()
+    used = []
+    with pytest.raises(DataError, match="x: is missing"):
+        used.extend(cifar._one_ahead(contents()))
+    ahead = cifar._one_ahead(contents())
+    assert next(ahead) == 0
+    ahead.close()
+    assert threading.active_count() == threads
+
+
+def test_odd_files_are_refused_as_any_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert cifar._read(tmp_path / "file", 3, "h") == b"abc"
+    assert "3 bytes, expected at most 2; h" in refusal(cifar._read, tmp_path / "file", 2, "h")
+    assert "is missing; h" in refusal(cifar._read, tmp_path / "none", 3, "h")
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path, tmp_path / "pipe"):
+        assert "not a regular file; h" in refusal(cifar._read, odd, 3, "h")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_that_is_longer_than_announced_is_read_to_its_end():
+    assert Path("/proc/self/stat").stat().st_size == 0
+    assert bytes(cifar._read(Path("/proc/self/stat"), 2**16, "h")).startswith(b"%d (" % os.getpid())
 
 
 def test_the_published_meta_file_is_accepted():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
-from lnlbench.api import NoiseGenerator
+from lnlbench.api import GeneratedLabels, NoiseGenerator
 from lnlbench.builtin.noise import ENTRIES
 from lnlbench.builtin.noise.draws import confusion_counts, transition_matrix
 from lnlbench.builtin.noise.maps import class_map
@@ -26,11 +26,24 @@ Labels = NDArray[np.int64]
 
 
 def load(name: str) -> NoiseGenerator:
-    module, _, function = next(entry.target for entry in ENTRIES if entry.name == name).partition(":")
-    return cast("NoiseGenerator", getattr(importlib.import_module(module), function))
+    """Return a generator; one that uses images gets some that are made from the labels' positions."""
+    entry = next(entry for entry in ENTRIES if entry.name == name)
+    module, _, function = entry.target.partition(":")
+    generator = cast("NoiseGenerator", getattr(importlib.import_module(module), function))
+    if not entry.uses_images:
+        return generator
+
+    def with_images(true_labels: Labels, rate: float, **arguments: Any) -> GeneratedLabels:
+        images = np.random.RandomState(3).randint(0, 256, (len(true_labels), 2, 3, 2), dtype=np.uint8)
+        return generator(true_labels, rate, images=images, **arguments)
+
+    return with_images
 
 
 symmetric, asymmetric, pair = load("symmetric"), load("asymmetric"), load("pair")
+
+
+UNTOGETHER = {("released", "exact"), ("released", "exact-per-class")}
 
 
 def variants(num_classes: int) -> Iterator[tuple[str, dict[str, str]]]:
@@ -38,10 +51,10 @@ def variants(num_classes: int) -> Iterator[tuple[str, dict[str, str]]]:
     unfit = {10: {"superclass"}, 100: {"cifar10", "mnist"}}.get(
         num_classes, {"superclass", "cifar10", "mnist", "block5"}
     )
-    for entry in ENTRIES:
+    for entry in (entry for entry in ENTRIES if entry.kind == "generated"):
         for values in itertools.product(*entry.options.values()):
             options = dict(zip(entry.options, values, strict=True))
-            if options.get("map") not in unfit:
+            if options.get("map") not in unfit and (options.get("stream"), options.get("count")) not in UNTOGETHER:
                 yield entry.name, options
 
 
@@ -74,8 +87,10 @@ def test_realised_rate_is_the_defined_one(name: str, options: dict[str, str], nu
     labels = balanced(50_000, num_classes)
     for rate in (0.1, 0.2, 0.3, 0.4, 0.45):
         given_labels = load(name)(labels, rate, num_classes=num_classes, seed=1, **options).labels
-        if name == "symmetric":
-            expected = rate * (num_classes - 1) / num_classes if options["replacement"] == "inclusive" else rate
+        if name == "part-dependent":
+            expected = stats.truncnorm.mean(-rate / 0.1, (1 - rate) / 0.1, rate, 0.1)
+        elif options.get("replacement") == "inclusive":
+            expected = rate * (num_classes - 1) / num_classes
         else:
             expected = rate * moved_classes(options, num_classes).mean()
         # Exact counts vary less than binomially, so the interval holds all the more.
@@ -87,17 +102,24 @@ def test_realised_rate_is_the_defined_one(name: str, options: dict[str, str], nu
 def test_the_intended_matrix_is_what_happens(name: str, options: dict[str, str], num_classes: int) -> None:
     labels = skewed(40 * num_classes, num_classes)
     generate = load(name)
-    intended = generate(labels, 0.35, num_classes=num_classes, seed=0, **options).matrix
+    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+    matrices = []
+    for seed in range(30):
+        generated = generate(labels, 0.35, num_classes=num_classes, seed=seed, **options)
+        counts += confusion_counts(labels, generated.labels, num_classes)
+        matrices.append(generated.matrix)
+    # The same for every seed, but where the projections of images are drawn.
+    intended = np.mean(matrices, axis=0)
     assert intended.dtype == np.float64
     assert (intended >= 0).all()
     np.testing.assert_allclose(intended.sum(axis=1), 1.0)
-    counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-    for seed in range(60):
-        given_labels = generate(labels, 0.35, num_classes=num_classes, seed=seed, **options).labels
-        counts += confusion_counts(labels, given_labels, num_classes)
+    if name != "part-dependent":
+        np.testing.assert_allclose(matrices[0], intended, atol=1e-14)
+    # Samples with different probabilities or exact counts stray less than a binomial count with their mean.
     sizes = counts.sum(axis=1, keepdims=True)
-    error = np.abs(counts / sizes - intended)
-    assert (error <= 5.5 * np.sqrt(intended * (1 - intended) / sizes) + 1e-12).all()
+    expected = stats.binom(sizes, intended.clip(0.0, 1.0))
+    assert expected.cdf(counts).min() > 1e-8
+    assert expected.sf(counts - 1).min() > 1e-8
 
 
 @settings(deadline=None, max_examples=150)
@@ -106,9 +128,9 @@ def test_generators_are_pure_functions_with_labels_in_range(data: st.DataObject)
     num_classes = data.draw(st.sampled_from([2, 3, 10, 100]))
     name, options = data.draw(st.sampled_from(list(variants(num_classes))))
     labels = np.array(data.draw(st.lists(st.integers(0, num_classes - 1), max_size=60)), dtype=np.int64)
-    limit = {"symmetric": 1.0, "asymmetric": 0.5, "pair": 0.4999}[name]
+    limit = {"asymmetric": 0.5, "pair": 0.4999}.get(options.get("flip", name), 1.0)
     rate = data.draw(st.floats(0.0, limit))
-    seed = data.draw(st.integers(0, 2**64))
+    seed = data.draw(st.integers(0, 2**64 if options.get("stream") != "released" else 2**32 - 1))
     before = labels.copy()
     first = load(name)(labels, rate, num_classes=num_classes, seed=seed, **options)
     random.seed(data.draw(st.integers(0, 9)))
@@ -123,7 +145,7 @@ def test_generators_are_pure_functions_with_labels_in_range(data: st.DataObject)
     np.testing.assert_allclose(first.matrix.sum(axis=1), 1.0)
     # What the intended matrix calls impossible never happens.
     assert (first.matrix[labels, first.labels] > 0).all()
-    if rate == 0.0:
+    if rate == 0.0 and name != "part-dependent":  # whose flip rates then still are a normal's upper half
         assert (first.labels == labels).all()
 
 
@@ -248,8 +270,9 @@ def test_exact_per_class_matrix_estimates_without_error() -> None:
     np.testing.assert_allclose(transition_matrix(labels, generated.labels, 10), generated.matrix)
 
 
-# Computed once on labels 0, 1, ..., C-1, 0, 1, ... of 50,000 samples. If one of these changes, so does every stored
-# realisation and every published row: that needs a new version of every suite, never a new digest here.
+# Computed once on labels 0, 1, ..., C-1, 0, 1, ... of 50,000 samples, up to 99 for open sets. If one of these changes,
+# so does every stored realisation and every published row: that needs a new version of every suite, never a new digest
+# here.
 PINNED: list[tuple[str, float, int, int, dict[str, str], str]] = [
     ("symmetric", 0.5, 10, 1, {"count": "exact", "replacement": "inclusive"}, "ba47e1d7a8dcdee6"),
     ("symmetric", 0.2, 10, 2, {"count": "exact", "replacement": "exclusive"}, "6e3831b58240c6cd"),
@@ -261,6 +284,12 @@ PINNED: list[tuple[str, float, int, int, dict[str, str], str]] = [
     ("asymmetric", 0.4, 100, 3, {"count": "bernoulli", "map": "block5"}, "feb98904b5d3f628"),
     ("pair", 0.45, 10, 1, {"count": "bernoulli"}, "bd641acc285ef4f8"),
     ("pair", 0.4, 100, 1, {"count": "exact"}, "a7af14f561cacc95"),
+    ("part-dependent", 0.4, 10, 1, {"features": "raw", "projection": "per-class"}, "9fcf2352bd747550"),
+    ("part-dependent", 0.2, 100, 2, {"features": "normalised", "projection": "per-class"}, "6962a49d223f4338"),
+    ("part-dependent", 0.5, 10, 3, {"features": "raw", "projection": "shared"}, "10a792c66ad7f051"),
+    ("open-set", 0.5, 80, 1, {"flip": "symmetric", "count": "bernoulli", "stream": "lnlbench"}, "988313b217cf2e0b"),
+    ("open-set", 0.4, 80, 2, {"flip": "pair", "count": "exact", "stream": "lnlbench"}, "02372b8009157a33"),
+    ("open-set", 0.2, 80, 0, {"flip": "symmetric", "count": "bernoulli", "stream": "released"}, "926b2d99bf753f2d"),
 ]
 
 
@@ -268,7 +297,7 @@ PINNED: list[tuple[str, float, int, int, dict[str, str], str]] = [
 def test_realisations_never_change(
     name: str, rate: float, num_classes: int, seed: int, options: dict[str, str], expected: str
 ) -> None:
-    labels = np.arange(50_000, dtype=np.int64) % num_classes
+    labels = np.arange(50_000, dtype=np.int64) % (100 if name == "open-set" else num_classes)
     given_labels = load(name)(labels, rate, num_classes=num_classes, seed=seed, **options).labels
     assert hashlib.sha256(given_labels.astype("<i8").tobytes()).hexdigest()[:16] == expected
 
@@ -276,7 +305,14 @@ def test_realisations_never_change(
 TEN = np.arange(10, dtype=np.int64)
 
 
-@pytest.mark.parametrize("name", ["symmetric", "asymmetric", "pair"])
+def check_refusal(name: str, changes: dict[str, Any], said: str) -> None:
+    arguments: dict[str, Any] = {"true_labels": TEN, "rate": 0.2, "num_classes": 10, "seed": 1} | changes
+    with pytest.raises(UsageError, match=said) as caught:
+        load(name)(arguments.pop("true_labels"), arguments.pop("rate"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "asymmetric", "pair", "part-dependent", "open-set"])
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -285,20 +321,35 @@ TEN = np.arange(10, dtype=np.int64)
         ({"rate": float("nan")}, "rate nan of .* noise is out of range"),
         ({"seed": -1}, "seed -1 of .* noise is negative"),
         ({"num_classes": 1}, "at least two classes"),
-        ({"true_labels": np.array([0, 1, 10, 11])}, "label 10 at index 2 is not a class id.*from 0 to 9"),
         ({"true_labels": np.array([0, -1])}, "label -1 at index 1 is not a class id"),
         ({"true_labels": np.array([0.0, 1.0])}, "integer labels, not 1 dimensions of type float64"),
         ({"true_labels": np.zeros((2, 2), dtype=np.int64)}, "one-dimensional"),
+    ],
+)
+def test_wrong_arguments_are_one_line(name: str, changes: dict[str, Any], said: str) -> None:
+    check_refusal(name, changes, said)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "asymmetric", "pair", "open-set"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
         ({"count": "exat"}, "unknown 'count' of .* noise: 'exat'; did you mean 'exact'"),
         ({"count": 3}, "unknown 'count' of .* noise: '3'; known: bernoulli, exact, exact-per-class"),
         ({"cuont": "exact"}, "unknown option of .* noise 'cuont'; did you mean 'count'"),
     ],
 )
-def test_wrong_arguments_are_one_line(name: str, changes: dict[str, Any], said: str) -> None:
-    arguments: dict[str, Any] = {"true_labels": TEN, "rate": 0.2, "num_classes": 10, "seed": 1} | changes
-    with pytest.raises(UsageError, match=said) as caught:
-        load(name)(arguments.pop("true_labels"), arguments.pop("rate"), **arguments)
-    assert "\n" not in str(caught.value)
+def test_wrong_options_are_one_line(name: str, changes: dict[str, Any], said: str) -> None:
+    check_refusal(name, changes, said)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "asymmetric", "pair", "part-dependent"])
+def test_only_open_set_noise_knows_classes_outside_the_task(name: str) -> None:
+    labels = np.array([0, 1, 10, 11])
+    check_refusal(
+        name, {"true_labels": labels}, "label 10 at index 2 is not a class id.*from 0 to 9; .* use noise 'open-set'"
+    )
+    assert load("open-set")(labels, 0.0, num_classes=10, seed=1).labels[:2].tolist() == [0, 1]
 
 
 def test_unknown_values_carry_the_nearest_ones() -> None:
