@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
 
+from lnlbench.engine.planner import noise_spec
+from lnlbench.engine.prepare import Requirement, of_suite
 from lnlbench.leaderboard.aggregate import Row
 from lnlbench.plugins import Registered, Registry, discover
 
@@ -34,6 +37,8 @@ def write_pages(app: Sphinx) -> None:
         "suites.md": suites_page(registry),
         "extensions.md": extensions_page(registry),
         "csv.md": csv_page(),
+        "coverage.md": coverage_page(registry, Path(app.srcdir) / "coverage.toml"),
+        "needs.md": needs_page(registry),
     }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -79,7 +84,7 @@ def suites_page(registry: Registry) -> str:
         suite = registered.entry
         options = ", ".join(f"{key} = {value}" for key, value in suite.noise.options.items())
         tasks = " ".join(f"`{task.name}`" for task in suite.tasks)
-        noise = f"{suite.noise.generator}: {options}"
+        noise = f"{suite.noise.generator}: {options}" if options else suite.noise.generator
         lines.append(f"| `{suite.name}` | {tasks} | {suite.dataset} | {noise} | {_cell(suite.facts)} |")
     return "\n".join([*lines, ""])
 
@@ -90,6 +95,79 @@ def extensions_page(registry: Registry) -> str:
     for kind in ("datasets", "noise", "backbones", "executors"):
         lines += [f"## {kind.capitalize()}", "", "| name | what | options |", "| --- | --- | --- |"]
         lines += [_extension_row(registered) for registered in registry.catalogues()[kind]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def coverage_page(registry: Registry, source: Path) -> str:
+    """Every result table of the papers with the suite that stands for it."""
+    lines = [
+        "# Which suite is which table",
+        "",
+        "Every column of every result table of four papers, and the suite that measures it here. The variant is the",
+        "noise as it is configured; what a task differs in is part of it. What must be fetched is told in full by",
+        "[](needs.md).",
+        "",
+    ]
+    for paper in tomllib.loads(source.read_text(encoding="utf-8"))["paper"]:
+        lines += [f"## {paper['name']}", ""]
+        lines += ["| table | column | suite and tasks | variant | definition from | to fetch |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
+        lines += [_coverage_row(registry, **row) for row in paper["rows"]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _coverage_row(registry: Registry, table: str, column: str, suite: str, tasks: list[str], note: str = "") -> str:
+    found = registry.suites.find(suite).entry
+    levels = [found.task(task) for task in tasks]
+    noises = [noise_spec(registry, found, level, 1) for level in levels]
+    variants = "; ".join(dict.fromkeys(noise.variant for noise in noises))
+    fetch = "; ".join(dict.fromkeys(_short_need(registry, each) for each in of_suite(registry, found, levels)))
+    named = " ".join(f"`{task}`" for task in tasks)
+    text = f"{_cell(column)}. {_cell(note)}" if note else _cell(column)
+    return f"| {table} | {text} | `{suite}`: {named} | `{_cell(variants)}` | {_cell(found.facts)} | {fetch} |"
+
+
+def _short_need(registry: Registry, requirement: Requirement) -> str:
+    needs = requirement.needs(registry)
+    if not needs:
+        return "nothing"
+    if all(need.download for need in needs):
+        return f"{requirement.name}: downloaded"
+    return f"{requirement.name}: [by you](needs.md)"
+
+
+def needs_page(registry: Registry) -> str:
+    """What every dataset and every set of released labels needs."""
+    lines = [
+        "# What must be fetched",
+        "",
+        "Paths are relative to the folder of the dataset, or of the labels, in the data folder.",
+        "`lnlbench prepare SUITE` downloads what may be downloaded, checks what is there, and says what is missing.",
+        "",
+    ]
+    requirements = {}
+    for registered in registry.suites:
+        for requirement in of_suite(registry, registered.entry):
+            requirements.setdefault(requirement.name, []).append(requirement)
+    for name, several in sorted(requirements.items()):
+        needs = list(dict.fromkeys(need for each in several for need in each.needs(registry)))
+        lines += [f"## {name}", ""]
+        if several[0].kind == "dataset":
+            dataset = several[0].dataset(registry)
+            lines += [
+                f"{dataset.num_classes} classes, {dataset.num_train:,} training and {dataset.num_test:,} test images.",
+                f"Source: {_cell(dataset.source)}. Licence: {_cell(dataset.licence)}.",
+                "",
+            ]
+        if not needs:
+            lines += ["Nothing: it is part of an installed library.", ""]
+            continue
+        lines += ["| path | what | where from | fetched by |", "| --- | --- | --- | --- |"]
+        for need in needs:
+            who = "`lnlbench prepare`" if need.download else "you"
+            lines.append(f"| `{need.path}` | {_cell(need.what)} | {_cell(need.source)} | {who} |")
         lines.append("")
     return "\n".join(lines)
 
