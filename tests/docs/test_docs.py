@@ -136,8 +136,10 @@ def test_links_between_pages_lead_somewhere() -> None:
     checked = 0
     for page in [*DOCS.glob("*.md"), *DOCS.glob("howto/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-            checked += 1
+            # Building the documentation writes these, and fails if a link leads nowhere.
+            if "generated" not in Path(target).parts:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                checked += 1
     assert checked > 0
 
 
