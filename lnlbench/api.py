@@ -16,13 +16,25 @@ from lnlbench.contracts.dataset import (
     Resize,
     Split,
 )
+from lnlbench.contracts.encoder import Encoder, EncoderEntry, EncoderFactory, VisionLanguageModel
 from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Launcher, Listener, Resources
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry, Paper
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator, ReleasedLabels
 from lnlbench.contracts.run import Run, Stage, Stateful, Stream
 from lnlbench.contracts.suite import NoiseSettings, Suite, SuiteFile, SuiteTask
-from lnlbench.contracts.task import Batch, Loader, Network, Task, TaskInfo, ValidationSplit
-from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, RandomResizedCrop, ViewRecipe
+from lnlbench.contracts.task import Batch, Loader, Network, Selection, Task, TaskInfo, ValidationSplit
+from lnlbench.contracts.views import (
+    PLAIN,
+    AutoAugment,
+    ColourJitter,
+    Cutout,
+    Greyscale,
+    RandAugment,
+    RandomCrop,
+    RandomFlip,
+    RandomResizedCrop,
+    ViewRecipe,
+)
 from lnlbench.errors import (
     DataError,
     DivergedError,
@@ -37,10 +49,13 @@ from lnlbench.records import CellSpec
 
 __all__ = [
     "PLAIN",
+    "AutoAugment",
     "BackboneEntry",
     "BackboneFactory",
     "Batch",
     "CellSpec",
+    "ColourJitter",
+    "Cutout",
     "DataError",
     "DataStore",
     "Dataset",
@@ -48,9 +63,13 @@ __all__ = [
     "DatasetOptions",
     "DivergedError",
     "Edition",
+    "Encoder",
+    "EncoderEntry",
+    "EncoderFactory",
     "Executor",
     "ExecutorEntry",
     "GeneratedLabels",
+    "Greyscale",
     "ImageData",
     "ImageFiles",
     "Job",
@@ -68,6 +87,7 @@ __all__ = [
     "NoiseSettings",
     "Paper",
     "PluginError",
+    "RandAugment",
     "RandomCrop",
     "RandomFlip",
     "RandomResizedCrop",
@@ -76,6 +96,7 @@ __all__ = [
     "Resize",
     "Resources",
     "Run",
+    "Selection",
     "Split",
     "Stage",
     "Stateful",
@@ -90,5 +111,6 @@ __all__ = [
     "UsageError",
     "ValidationSplit",
     "ViewRecipe",
+    "VisionLanguageModel",
     "hookimpl",
 ]

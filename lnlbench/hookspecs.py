@@ -8,6 +8,7 @@ import pluggy
 
 from lnlbench.contracts.backbone import BackboneEntry
 from lnlbench.contracts.dataset import DatasetEntry
+from lnlbench.contracts.encoder import EncoderEntry
 from lnlbench.contracts.executor import ExecutorEntry
 from lnlbench.contracts.method import MethodEntry
 from lnlbench.contracts.noise import NoiseEntry
@@ -41,6 +42,11 @@ def lnlbench_noise() -> Sequence[NoiseEntry]:  # type: ignore[empty-body]
 @hookspec
 def lnlbench_backbones() -> Sequence[BackboneEntry]:  # type: ignore[empty-body]
     """Add backbones."""
+
+
+@hookspec
+def lnlbench_encoders() -> Sequence[EncoderEntry]:  # type: ignore[empty-body]
+    """Add vision-language encoders."""
 
 
 @hookspec

@@ -18,6 +18,7 @@ import pluggy
 from lnlbench import hookspecs
 from lnlbench.contracts.backbone import BackboneEntry
 from lnlbench.contracts.dataset import DatasetEntry
+from lnlbench.contracts.encoder import EncoderEntry
 from lnlbench.contracts.executor import ExecutorEntry
 from lnlbench.contracts.method import MethodEntry
 from lnlbench.contracts.noise import NoiseEntry
@@ -30,7 +31,7 @@ STRICT_VARIABLE = "LNLBENCH_STRICT_PLUGINS"
 # Windows refuses files of these names, and a method or suite name becomes a folder.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
-EntryT = TypeVar("EntryT", MethodEntry, DatasetEntry, NoiseEntry, BackboneEntry, ExecutorEntry, Suite)
+EntryT = TypeVar("EntryT", MethodEntry, DatasetEntry, NoiseEntry, BackboneEntry, EncoderEntry, ExecutorEntry, Suite)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Registry:
     datasets: Catalogue[DatasetEntry] = field(default_factory=lambda: Catalogue("dataset"))
     noise: Catalogue[NoiseEntry] = field(default_factory=lambda: Catalogue("noise"))
     backbones: Catalogue[BackboneEntry] = field(default_factory=lambda: Catalogue("backbone"))
+    encoders: Catalogue[EncoderEntry] = field(default_factory=lambda: Catalogue("encoder"))
     executors: Catalogue[ExecutorEntry] = field(default_factory=lambda: Catalogue("executor"))
     broken: list[BrokenPlugin] = field(default_factory=list)
     providers: list[tuple[str, Provider]] = field(default_factory=list)
@@ -139,6 +141,7 @@ class Registry:
             "datasets": self.datasets,
             "noise": self.noise,
             "backbones": self.backbones,
+            "encoders": self.encoders,
             "executors": self.executors,
         }
 
@@ -207,6 +210,7 @@ def _register(registry: Registry, manager: pluggy.PluginManager, entry_point: im
         ("lnlbench_datasets", DatasetEntry, registry.datasets),
         ("lnlbench_noise", NoiseEntry, registry.noise),
         ("lnlbench_backbones", BackboneEntry, registry.backbones),
+        ("lnlbench_encoders", EncoderEntry, registry.encoders),
         ("lnlbench_executors", ExecutorEntry, registry.executors),
         ("lnlbench_suites", SuiteFile, None),
     )

@@ -48,12 +48,16 @@ class NoiseSpec(_Record):
         return f"{self.generator}({inner})" if inner else self.generator
 
 
+_SPECIAL = {"selector", "data_options", "known_classes", "test_sets"}
+
+
 class CellSpec(_Record):
     """One cell: a method on a task with a seed. Its id is the digest of everything that can change its result."""
 
     format: int = Field(FORMAT, description="Layout of this record.")
     numerics: int = Field(NUMERICS, description="Numerical generation of the core.")
     method: MethodSpec = Field(description="The method.")
+    selector: MethodSpec | None = Field(None, description="The method whose selection it starts from, if any.")
     suite: str = Field(description="Suite id.")
     suite_version: int = Field(description="Version of the suite.")
     task: str = Field(description="Level within the suite.")
@@ -78,13 +82,14 @@ class CellSpec(_Record):
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits: the start of the SHA-256 of this record's canonical JSON."""
-        return digest(self.model_dump(mode="json"))[:16]
+        """See :func:`cell_id`."""
+        return cell_id(self.model_dump(mode="json"))
 
     @property
     def label(self) -> str:
         """For people: ``dividemix digits-sym@0.40 seed 1``."""
-        return f"{self.method.name} {self.suite}@{self.task} seed {self.seed}"
+        name = self.method.name if self.selector is None else f"{self.selector.name}+{self.method.name}"
+        return f"{name} {self.suite}@{self.task} seed {self.seed}"
 
 
 class DataFacts(_Record):
@@ -174,6 +179,9 @@ class RunRecord(_Record):
         default_factory=dict, description="Selection scores, mean over the final ten epochs in which they exist."
     )
     asked: tuple[str, ...] = Field(description="What preset and method asked for.")
+    encoders: dict[str, str] = Field(
+        default_factory=dict, description="Vision-language encoders used: SHA-256 of the weights, by name."
+    )
     timing: Timing = Field(description="Seconds.")
     peak_memory_bytes: int = Field(description="Peak memory of the device (GPU) or of the process (CPU).")
     parameters: int = Field(description="Trainable parameters of all tracked networks.")
@@ -182,6 +190,14 @@ class RunRecord(_Record):
         description="'inexact' if it was resumed under another fingerprint (device, threads, PyTorch version)."
     )
     finished: str = Field(description="When it ended, UTC, ISO 8601.")
+
+
+def cell_id(values: dict[str, Any]) -> str:
+    """Return the id of a specification given as JSON: 16 hexadecimal digits of the SHA-256 of its canonical form.
+
+    Fields that few cells have are left out where they say nothing, so that adding one leaves other ids as they were.
+    """
+    return digest({name: value for name, value in values.items() if value or name not in _SPECIAL})[:16]
 
 
 def canonical_json(value: object) -> str:

@@ -148,3 +148,52 @@ def clean_probabilities(losses_N: Tensor, *, max_iter: int, tol: float, reg_cova
         return torch.ones(losses_N.shape, dtype=torch.float32, device=losses_N.device)
     pair = fit_gaussian_pair(losses_N, max_iter=max_iter, tol=tol, reg_covar=reg_covar, random_state=random_state)
     return pair.low_probs(losses_N)
+
+
+def clean_probabilities_per_class(
+    losses_N: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    *,
+    max_iter: int,
+    tol: float,
+    reg_covar: float,
+    random_state: int,
+) -> Tensor:
+    """Fit a mixture to the losses of each class by itself, and return each sample's probability of being clean.
+
+    The losses of a class are normalised by :func:`min_max_normalise` before, and what :func:`clean_probabilities` says
+    of equal losses holds for a class: of fewer than two distinct losses, all samples count as clean.
+
+    Args:
+        losses_N: ``(N,)``, floating point: per-sample losses.
+        labels_N: int64 in [0, C), on the device of the losses.
+        num_classes: Number of classes C.
+        max_iter: See :func:`fit_gaussian_pair`, likewise the three below.
+        tol: Stopping tolerance of EM.
+        reg_covar: Added to both variances.
+        random_state: Seed of the k-means starts.
+
+    Returns:
+        ``(N,)``, float32, in [0, 1], on the input's device.
+
+    Raises:
+        DivergedError: A loss is not finite.
+
+    >>> losses, labels = torch.tensor([0.1, 0.2, 3.0, 7.0, 7.1, 9.0, 5.0]), torch.tensor([0, 0, 0, 1, 1, 1, 2])
+    >>> clean_probabilities_per_class(
+    ...     losses, labels, 3, max_iter=100, tol=1e-3, reg_covar=1e-6, random_state=0
+    ... ).round(decimals=3)
+    tensor([1., 1., 0., 1., 1., 0., 1.])
+    """
+    probs_N = torch.ones(losses_N.shape, dtype=torch.float32, device=losses_N.device)
+    for label in range(num_classes):
+        of_class_N = labels_N == label
+        probs_N[of_class_N] = clean_probabilities(
+            min_max_normalise(losses_N[of_class_N].detach()),
+            max_iter=max_iter,
+            tol=tol,
+            reg_covar=reg_covar,
+            random_state=random_state,
+        )
+    return probs_N

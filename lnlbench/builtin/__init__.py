@@ -1,4 +1,4 @@
-"""The core's own datasets, noise generators, backbones, executors and suites, registered through the public hooks."""
+"""The parts of the core that are extensions themselves, registered through the public hooks like any plugin's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from lnlbench.api import (
     BackboneEntry,
     DatasetEntry,
+    EncoderEntry,
     ExecutorEntry,
     NoiseEntry,
     SuiteFile,
@@ -37,6 +38,14 @@ def lnlbench_noise() -> Sequence[NoiseEntry]:
 def lnlbench_backbones() -> Sequence[BackboneEntry]:
     """The networks of the papers, and every timm model."""
     from lnlbench.builtin.backbones import ENTRIES
+
+    return ENTRIES
+
+
+@hookimpl
+def lnlbench_encoders() -> Sequence[EncoderEntry]:
+    """The embedded vision-language encoder, and every open_clip model."""
+    from lnlbench.builtin.encoders import ENTRIES
 
     return ENTRIES
 

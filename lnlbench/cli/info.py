@@ -15,7 +15,7 @@ from lnlbench.errors import UnknownNameError
 @click.argument("name")
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Tell all about NAME: a method, suite, task (SUITE@LEVEL), dataset, noise or backbone."""
+    """Tell all about NAME: a method, suite, task (SUITE@LEVEL), dataset, noise, backbone or encoder."""
     registry = load_registry()
     kinds: tuple[tuple[str, bool, Callable[[Any, str], dict[str, Any]]], ...] = (
         ("method", name in registry.methods, _method),
@@ -24,6 +24,7 @@ def info(name: str, as_json: bool) -> None:
         ("dataset", name in registry.datasets or name.partition(":")[0] + ":" in registry.datasets, _dataset),
         ("noise", name in registry.noise, _noise),
         ("backbone", name in registry.backbones or name.partition(":")[0] + ":" in registry.backbones, _backbone),
+        ("encoder", name in registry.encoders or name.partition(":")[0] + ":" in registry.encoders, _encoder),
         ("executor", name in registry.executors, _executor),
     )
     described = [{"kind": kind, **describe(registry, name)} for kind, known, describe in kinds if known]
@@ -73,6 +74,7 @@ def _suite(registry: Any, name: str) -> dict[str, Any]:
         "dataset options": suite.data,
         "seeds": " ".join(str(seed) for seed in suite.seeds),
         "backbone": suite.backbone,
+        "encoder": suite.encoder,
         "epochs": suite.epochs,
         "precision": suite.precision,
         "views": {key: " + ".join(op.op for op in recipe.ops) or "none" for key, recipe in suite.views.items()},
@@ -177,6 +179,27 @@ def _backbone(registry: Any, name: str) -> dict[str, Any]:
         network = registered.load()(name, num_classes=10, channels=3, image_size=32)
         count = sum(parameter.numel() for parameter in network.parameters())
         facts["parameters"] = f"{count:,} (10 classes, 3 x 32 x 32 images)"
+    return facts
+
+
+def _encoder(registry: Any, name: str) -> dict[str, Any]:
+    registered = registry.encoders.find(name)
+    facts = {
+        "name": name,
+        "summary": registered.entry.summary,
+        "provider": str(registered.provider),
+        "paper": _paper(registered.entry.paper),
+        "suites": [each.entry.name for each in registry.suites if each.entry.encoder == name],
+    }
+    if not name.endswith(":"):
+        model = registered.load()(name)
+        facts |= {
+            "input": f"{model.image_size} x {model.image_size} x {len(model.mean)}, mean {model.mean}, std {model.std}",
+            "features": model.embed_dim,
+            "width of a token": model.context_dim,
+            "temperature": round(model.temperature, 6),
+            "weights": f"SHA-256 {model.fingerprint}",
+        }
     return facts
 
 

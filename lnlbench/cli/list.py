@@ -9,14 +9,14 @@ import click
 from lnlbench.cli.common import console, json_option, load_registry, print_json
 from lnlbench.errors import UnknownNameError
 
-_KINDS = ("methods", "suites", "datasets", "noise", "backbones", "executors", "plugins")
+_KINDS = ("methods", "suites", "datasets", "noise", "backbones", "encoders", "executors", "plugins")
 
 
 @click.command("list")
 @click.argument("kind")
 @json_option
 def list_(kind: str, as_json: bool) -> None:
-    """List KIND: methods, suites, datasets, noise, backbones, executors or plugins."""
+    """List KIND: methods, suites, datasets, noise, backbones, encoders, executors or plugins."""
     plural = kind if kind in _KINDS else f"{kind}s"
     if plural not in _KINDS:
         raise UnknownNameError("kind", kind, _KINDS)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "info": ("lnlbench.cli.info:info", "Tell all about a method, suite, task, dataset, noise or backbone."),
     "prepare": ("lnlbench.cli.prepare:prepare", "Fetch and verify data ahead of a run."),
     "noise": ("lnlbench.cli.noise:noise", "Show or export the noisy labels of a task."),
+    "select": ("lnlbench.cli.select:select", "Select clean samples before any training, and write them down."),
     "score": ("lnlbench.cli.score:score", "Score finished runs; rebuild the leaderboard from its bundles."),
     "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
 }

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--seeds", help="Training seeds, e.g. 1,2 or 0-4.  [default: the suite's]")
 @click.option("--noise-seed", type=click.IntRange(min=0), help="Freeze the noise.  [default: the training seed]")
 @click.option("--set", "overrides", multiple=True, metavar="OPTION=VALUE", help="Change a method's option.")
+@click.option("--select", "selector", help="Start from the clean samples that this method selects before training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Train this long; fewer than the preset is a reduced run.")
 @click.option("--limit-train", type=int, help="Use a fixed subset of the training images: a reduced run.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.")
@@ -79,6 +80,7 @@ def run(
     seeds: str | None,
     noise_seed: int | None,
     overrides: tuple[str, ...],
+    selector: str | None,
     epochs: int | None,
     limit_train: int | None,
     device: str,
@@ -124,6 +126,7 @@ def run(
         Request(
             methods=split_names(methods),
             suites=split_names(suites),
+            select=selector,
             own_suites=own,
             tasks=split_names(tasks),
             seeds=parse_seeds(seeds) if seeds else (),
@@ -236,6 +239,7 @@ def _show_plan(planned: Plan, runs: Path, as_json: bool) -> int:
                 "suite": cell.suite,
                 "task": cell.task,
                 "method": cell.method.name,
+                "selector": "" if cell.selector is None else cell.selector.name,
                 "seed": cell.seed,
                 "epochs": cell.method.config["epochs"],
                 "reduced": list(cell.reduced),

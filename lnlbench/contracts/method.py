@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lnlbench.contracts.run import Run
-    from lnlbench.contracts.task import Task, TaskInfo
+    from lnlbench.contracts.task import Selection, Task, TaskInfo
 
 
 class Paper(BaseModel):
@@ -41,6 +41,8 @@ class MethodEntry(BaseModel):
         description="What is used beyond the noisy training set: 'scratch' for nothing, else 'imagenet', 'clip', ...",
     )
     networks_at_test: int = Field(1, ge=1, description="Networks that vote on a test image.")
+    selects: bool = Field(False, description="Whether it can select clean samples before anything is trained.")
+    starts_from_selection: bool = Field(False, description="Whether it can start from another method's selection.")
 
 
 class MethodConfig(BaseModel):
@@ -85,6 +87,13 @@ class Method(ABC, Generic[ConfigT]):
     @abstractmethod
     def fit(self, task: Task, run: Run) -> None:
         """Train. Everything that must survive an interruption is handed to ``run.track`` before ``run.epochs``."""
+
+    def select(self, task: Task, run: Run) -> Selection:
+        """Select clean samples before anything is trained; only of methods whose entry says ``selects``.
+
+        Other methods can start from it (``--select``), and ``lnlbench select`` writes it down.
+        """
+        raise NotImplementedError(f"{type(self).__name__} selects nothing before training")
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:

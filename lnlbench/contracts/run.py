@@ -102,7 +102,8 @@ class Run(Protocol):
         """Report this epoch's verdicts on the training samples; the harness scores them against the truth.
 
         Args:
-            name: Tells several reports of one epoch apart, e.g. one per network; scores are averaged over them.
+            name: Tells several reports of one epoch apart, e.g. one per network, whose scores are averaged. Beside a
+                report without a name, which is then the method's verdict, named ones are scored for themselves only.
             clean_probs: ``clean_probs_N`` in [0, 1], or any score that grows with cleanness: scored by AUC.
             selected: ``selected_N``, bool: taken as clean: scored by precision, recall and size.
             pseudo_labels: ``pseudo_labels_N``, int64, -1 for none: scored by accuracy where given.

@@ -73,6 +73,9 @@ class Suite(_Data):
     tasks: tuple[SuiteTask, ...] = Field(min_length=1, description="The levels.")
     backbone: str = Field(description="Backbone for methods without an opinion of their own.")
     epochs: int = Field(ge=1, description="Schedule length for methods whose paper does not cover this dataset.")
+    encoder: str = Field(
+        "open-clip:ViT-B-32-quickgelu/openai", description="Vision-language encoder for methods that use one."
+    )
     seeds: tuple[int, ...] = Field((1, 2, 3), description="Training seeds of a full run; the noise seed is the same.")
     views: dict[str, ViewRecipe] = Field(description="Named augmentation recipes; 'weak' must be among them.")
     top5: bool = Field(False, description="Whether the share of test images with the class among five is scored too.")

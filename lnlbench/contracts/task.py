@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lnlbench.contracts.encoder import Encoder
     from lnlbench.contracts.views import ViewRecipe
 
 
@@ -37,6 +38,8 @@ class TaskInfo:
     """The backbone the suite names for methods without an opinion of their own."""
     default_epochs: int
     """The suite's own schedule length, for datasets that the method's paper does not cover."""
+    default_encoder: str
+    """The vision-language encoder the suite names."""
     _noise_type: str
     _noise_rate: float | None
     asked: set[str]
@@ -71,6 +74,19 @@ class Batch:
     def images(self) -> Tensor:
         """The first view."""
         return self.views[0]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method says of the training set before anything is trained.
+
+    Shapes: N training samples.
+    """
+
+    clean_probs: Tensor
+    """``clean_probs_N``, float32 in [0, 1], on the device."""
+    selected: Tensor
+    """``selected_N``, bool, on the device: taken for clean."""
 
 
 class Loader(Protocol):
@@ -120,6 +136,16 @@ class Task(Protocol):
     device: torch.device
     labels: Tensor
     """``labels_N``, int64, on the device: the given labels."""
+    selection: Selection | None
+    """Another method's selection to start from, where the user asked for one (``--select``)."""
+
+    def encoder(self, name: str) -> Encoder:
+        """Return a frozen vision-language encoder.
+
+        Raises:
+            UnknownNameError: No encoder of that name.
+            DataError: Its weights are not there.
+        """
 
     def network(self, role: str, backbone: str) -> nn.Module:
         """Build a fresh network whose initial weights come from the random stream ``init:<role>``.

@@ -161,6 +161,7 @@ def task_info(suite: Suite, task: SuiteTask, dataset: Dataset, limit_train: int 
         class_names=dataset.class_names[:num_classes],
         default_backbone=suite.backbone,
         default_epochs=suite.epochs,
+        default_encoder=suite.encoder,
         _noise_type=suite.noise.generator,
         _noise_rate=task.rate,
         asked=set(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Request:
     """Training seeds; the suite's own if empty."""
     noise_seed: int | None = None
     """Freezes the noise realisation; otherwise it follows the training seed."""
+    select: str | None = None
+    """A method whose selection the methods start from."""
     own_suites: Sequence[Suite] = ()
     """Suites that are defined for this request only."""
     overrides: Mapping[str, str] = field(default_factory=dict)
@@ -77,7 +79,8 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
     methods = [registry.methods.find(name) for name in dict.fromkeys(request.methods)]
     suites = [*(registry.suites.find(name).entry for name in dict.fromkeys(request.suites)), *request.own_suites]
     chosen = _choose_tasks(suites, request.tasks)
-    _check_overrides(request.overrides, methods)
+    selector = _find_selector(registry, request.select, methods)
+    _check_overrides(request.overrides, methods, selector)
     if request.limit_train is not None and request.limit_train < 1:
         raise UsageError(f"--limit-train {request.limit_train}: at least one image is needed")
     cells: list[CellSpec] = []
@@ -95,11 +98,17 @@ def plan(request: Request, registry: Registry, store: DataStore) -> Plan:
                     skipped.append(Skip(registered.entry.name, suite.name, task.name, reason))
                     continue
                 method, reduced = _configure(registered, cls, info, request)
+                selection = None if selector is None else _configure_selector(selector, info, request)
                 registry.backbones.find(method.config["backbone"])
+                for each in (method, selection):
+                    if each is not None and "encoder" in each.config:
+                        registry.encoders.find(each.config["encoder"])
                 if limit is not None:
                     reduced = (*reduced, f"{limit} of {dataset.num_train} training images")
                 for seed in request.seeds or suite.seeds:
-                    cells.append(_cell(method, suite, task, dataset, limit, seed, reduced, request, registry, store))
+                    cells.append(
+                        _cell(method, selection, suite, task, dataset, limit, seed, reduced, request, registry, store)
+                    )
     if not cells:
         reasons = "; ".join(f"{each.method} on {each.suite}@{each.task}: {each.reason}" for each in skipped)
         raise UsageError(f"nothing to run: {reasons}")
@@ -220,13 +229,45 @@ def _limit(requested: int | None, dataset: Dataset) -> int | None:
     return None if requested is None or requested >= dataset.num_train else requested
 
 
-def _check_overrides(overrides: Mapping[str, str], methods: Sequence[Registered[MethodEntry]]) -> None:
+def _find_selector(
+    registry: Registry, name: str | None, methods: Sequence[Registered[MethodEntry]]
+) -> Registered[MethodEntry] | None:
+    if name is None:
+        return None
+    selector = registry.methods.find(name)
+    if not selector.entry.selects:
+        able = [each.entry.name for each in registry.methods if each.entry.selects]
+        raise UsageError(f"method {name!r} selects nothing before training; those that do: {', '.join(able) or 'none'}")
+    for each in methods:
+        if not each.entry.starts_from_selection:
+            raise UsageError(f"method {each.entry.name!r} cannot start from another method's selection")
+    return selector
+
+
+def _configure_selector(selector: Registered[MethodEntry], info: TaskInfo, request: Request) -> MethodSpec:
+    # Only options that name the selector are meant for it.
+    prefix = f"{selector.entry.name}."
+    overrides = {key: value for key, value in request.overrides.items() if key.startswith(prefix)}
+    cls: type[Method[Any]] = selector.load()
+    with _blaming(selector, "supports"):
+        reason = cls.supports(info)
+    if reason is not None:
+        raise UsageError(f"{selector.entry.name} cannot select on {info.suite}@{info.task}: {reason}")
+    return _configure(selector, cls, info, replace(request, overrides=overrides, epochs=None))[0]
+
+
+def _check_overrides(
+    overrides: Mapping[str, str],
+    methods: Sequence[Registered[MethodEntry]],
+    selector: Registered[MethodEntry] | None,
+) -> None:
     known = {registered.entry.name: set(registered.load().Config.model_fields) for registered in methods}
+    prefixed = known if selector is None else {**known, selector.entry.name: set(selector.load().Config.model_fields)}
     for key in overrides:
         method, dot, option = key.rpartition(".")
-        if dot and method not in known:
-            raise UnknownNameError("method (in --set)", method, known)
-        for name, options in known.items():
+        if dot and method not in prefixed:
+            raise UnknownNameError("method (in --set)", method, prefixed)
+        for name, options in (prefixed if dot else known).items():
             if (not dot or name == method) and option not in options:
                 raise UnknownNameError(f"option of {name} (in --set)", option, options)
 
@@ -297,6 +338,7 @@ def _structured(text: str) -> Any:
 
 def _cell(
     method: MethodSpec,
+    selector: MethodSpec | None,
     suite: Suite,
     task: SuiteTask,
     dataset: Dataset,
@@ -313,6 +355,7 @@ def _cell(
         raise UsageError(f"--noise-seed: the labels of {suite.name}@{task.name} are not drawn, so they have no seed")
     return CellSpec(
         method=method,
+        selector=selector,
         suite=suite.name,
         suite_version=suite.version,
         task=task.name,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import resource
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from torch import nn
 from lnlbench.contracts.dataset import Split
 from lnlbench.contracts.executor import Job
 from lnlbench.contracts.method import Method
+from lnlbench.contracts.suite import Suite
+from lnlbench.contracts.task import Selection
 from lnlbench.contracts.views import PLAIN, ViewRecipe
 from lnlbench.engine.data import LoadedData, load_cell, task_info
 from lnlbench.engine.device import describe_environment, set_determinism
+from lnlbench.engine.encoders import Encoders, TrainingImages
 from lnlbench.engine.live import LiveRun, RunDoor, write_arrays
 from lnlbench.engine.realisation import NoiseRealisation, noisy_labels
 from lnlbench.engine.scoring import (
@@ -30,7 +35,7 @@ from lnlbench.engine.scoring import (
     mean_selection,
     score_run,
 )
-from lnlbench.engine.seeding import Clock
+from lnlbench.engine.seeding import SETUP, Clock
 from lnlbench.engine.sources import into_memory, open_source
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.task import DeviceTask
@@ -38,7 +43,7 @@ from lnlbench.engine.tracking import Emit
 from lnlbench.errors import CellBusyError, DivergedError, LnlbenchError, PluginError
 from lnlbench.files import make_folder, remove_leftovers, storage_error, storage_errors, write_json
 from lnlbench.plugins import Provider, Registry, one_line
-from lnlbench.records import CellSpec, Environment, RunRecord, Timing
+from lnlbench.records import CellSpec, Environment, MethodSpec, RunRecord, Timing
 from lnlbench.store import LocalDataStore
 
 RESULT = "result.json"
@@ -115,28 +120,10 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     write_json(folder / "environment.json", environment.model_dump(mode="json"))
 
     store = LocalDataStore(job.data, offline=job.offline, progress=False)
-    data = load_cell(cell, registry, store)
-    emit({"event": "data", "images": len(data.images.train_labels)})
-    data = into_memory(data, store)
-    noise = noisy_labels(registry, store, cell.suite, cell.suite_version, cell.task, cell.noise, data)
+    opened = open_task(cell, job.suite, store, registry, device, emit)
+    data, noise, clock, task = opened.data, opened.noise, opened.clock, opened.task
     write_json(folder / "noise.json", noise.facts.model_dump(mode="json"))
-
-    clock = Clock(cell.seed)
-    clock.move_to("setup")
-    info = task_info(job.suite, job.suite.task(cell.task), data.dataset, len(data.images.train_labels))
-    views = {name: ViewRecipe.model_validate(recipe) for name, recipe in cell.views.items()}
-    task = DeviceTask(
-        info,
-        open_source(data.images.train_images, data.dataset, views.values(), device, job.data),
-        torch.from_numpy(noise.given_labels),
-        views,
-        clock,
-        registry.backbones,
-        device,
-        cell.precision,
-        cell.compile,
-    )
-    method = build_method(cell, registry)
+    method = build_method(cell.method, registry)
     tester = Tester(method, data, device, job.data, top5=job.suite.top5)
     stages = StageCache(job.data / "stages", stage_base(cell, data), noise.facts.digest, emit)
     live = LiveRun(
@@ -155,6 +142,8 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
+        if cell.selector is not None:
+            task.selection = select_before(cell.selector, task, live, registry, emit)
         method.fit(task, RunDoor(live))
         live.end_epoch()
         if not live.rows:
@@ -162,25 +151,100 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     except DivergedError as error:
         # A diverged run is a result: it is counted on the board, and repeating it would give the same.
         where = f"epoch {live.epoch}: " if live.epoch is not None and "epoch" not in str(error) else ""
-        _commit(job, environment, data, noise, live, info.asked, f"{where}{error}", device)
+        _commit(job, environment, data, noise, live, task.info.asked, opened.encoders, f"{where}{error}", device)
         return
-    _commit(job, environment, data, noise, live, info.asked, None, device)
+    _commit(job, environment, data, noise, live, task.info.asked, opened.encoders, None, device)
 
 
-def build_method(cell: CellSpec, registry: Registry) -> Method[Any]:
-    """Construct the method with its resolved configuration.
+@dataclass(frozen=True, eq=False)
+class OpenedTask:
+    """A task as its methods get it, and what the harness knows beside it."""
+
+    task: DeviceTask
+    data: LoadedData
+    noise: NoiseRealisation
+    clock: Clock
+    encoders: Encoders
+
+
+def open_task(
+    cell: CellSpec, suite: Suite, store: LocalDataStore, registry: Registry, device: torch.device, emit: Emit
+) -> OpenedTask:
+    """Load data, get the noisy labels, and build the task without the truth.
+
+    Raises:
+        DataError: A file is missing or damaged.
+        UsageError: Dataset and noise do not go together.
+    """
+    data = load_cell(cell, registry, store)
+    emit({"event": "data", "images": len(data.images.train_labels)})
+    data = into_memory(data, store)
+    noise = noisy_labels(registry, store, cell.suite, cell.suite_version, cell.task, cell.noise, data)
+    clock = Clock(cell.seed)
+    clock.move_to(SETUP)
+    views = {name: ViewRecipe.model_validate(recipe) for name, recipe in cell.views.items()}
+    source = open_source(data.images.train_images, data.dataset, views.values(), device, store.root)
+    encoders = Encoders(
+        registry.encoders,
+        TrainingImages(source, data.facts.digest, data.dataset.mean, data.dataset.std),
+        store.root / "features",
+        device,
+        cell.precision,
+        emit,
+        offline=store.offline,
+    )
+    task = DeviceTask(
+        task_info(suite, suite.task(cell.task), data.dataset, len(data.images.train_labels)),
+        source,
+        torch.from_numpy(noise.given_labels),
+        views,
+        clock,
+        registry.backbones,
+        device,
+        cell.precision,
+        cell.compile,
+        encoders,
+    )
+    return OpenedTask(task, data, noise, clock, encoders)
+
+
+def build_method(spec: MethodSpec, registry: Registry) -> Method[Any]:
+    """Construct a method with its resolved configuration.
 
     Raises:
         PluginError: It is not installed in the version that the cell was planned for, or refuses its configuration.
     """
-    registered = registry.methods.find(cell.method.name)
-    if registered.provider != Provider(cell.method.distribution, cell.method.version):
+    registered = registry.methods.find(spec.name)
+    if registered.provider != Provider(spec.distribution, spec.version):
         raise PluginError(
-            f"{cell.method.name} was planned with {cell.method.distribution} {cell.method.version}, but "
-            f"{registered.provider} is installed; issue the run command again"
+            f"{spec.name} was planned with {spec.distribution} {spec.version}, but {registered.provider} is installed; "
+            "issue the run command again"
         )
     cls: type[Method[Any]] = registered.load()
-    return cls(cls.Config.model_validate(cell.method.config))
+    return cls(cls.Config.model_validate(spec.config))
+
+
+def select_before(spec: MethodSpec, task: DeviceTask, live: LiveRun, registry: Registry, emit: Emit) -> Selection:
+    """Have a method select clean samples before anything is trained.
+
+    Raises:
+        PluginError: It returned something other than a selection of the training set.
+    """
+    emit({"event": "stage", "stage": f"selection by {spec.name}"})
+    began = time.monotonic()
+    selection = build_method(spec, registry).select(task, RunDoor(live))
+    for name, values, kind in (
+        ("clean_probs", selection.clean_probs, "a float"),
+        ("selected", selection.selected, "a bool"),
+    ):
+        fits = values.is_floating_point() if kind == "a float" else values.dtype == torch.bool
+        if tuple(values.shape) != (task.num_train,) or not fits:
+            raise PluginError(
+                f"select() of {spec.name} returned {name} as {values.dtype} of shape {tuple(values.shape)}; "
+                f"expected {kind} tensor of ({task.num_train},)"
+            )
+    live.seconds.stages[f"selection by {spec.name}"] = time.monotonic() - began
+    return selection
 
 
 def stage_base(cell: CellSpec, data: LoadedData) -> dict[str, Any]:
@@ -263,6 +327,7 @@ def _commit(
     noise: NoiseRealisation,
     live: LiveRun,
     asked: set[str],
+    encoders: Encoders,
     diverged: str | None,
     device: torch.device,
 ) -> None:
@@ -284,6 +349,7 @@ def _commit(
         best_val_epoch=best_validation_epoch(live.rows) if diverged is None else None,
         selection=mean_selection(live.rows),
         asked=tuple(sorted(asked | set(cell.method.asked))),
+        encoders=encoders.fingerprints,
         timing=Timing(
             train_seconds=live.seconds.train,
             evaluate_seconds=live.seconds.evaluate,

@@ -66,16 +66,19 @@ def score_verdicts(verdicts: list[Verdicts], truth: Truth) -> dict[str, float]:
         ``clean_auc``, ``clean_precision``, ``clean_recall``, ``clean_size`` (share of the whole training set),
         ``pseudo_label_accuracy``, ``pseudo_label_size``; where there are samples from outside the task also
         ``ood_precision``, ``ood_recall``, ``id_noise_precision``, ``id_noise_recall``, the last two for samples taken
-        for neither clean nor out of distribution (Yao et al. 2021, Table 5). Each is the mean over the reports of the
-        epoch, and for named reports also given on its own, as ``clean_auc.net1``.
+        for neither clean nor out of distribution (Yao et al. 2021, Table 5). Named reports are scored under their own
+        names too, as ``clean_auc.net1``. Without a suffix stands the score of the report that has no name; if all of
+        them have one, the mean over them.
     """
     scores: dict[str, float] = {}
     sums: dict[str, list[float]] = {}
+    unnamed = any(not verdict.name for verdict in verdicts)
     for verdict in verdicts:
         for key, value in _score_one(verdict, truth).items():
-            sums.setdefault(key, []).append(value)
             if verdict.name:
                 scores[f"{key}.{verdict.name}"] = value
+            if not (verdict.name and unnamed):
+                sums.setdefault(key, []).append(value)
     scores.update({key: float(np.mean(values)) for key, values in sums.items()})
     return scores
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lnlbench.contracts.dataset import ImageFiles
 from lnlbench.contracts.views import RandomCrop, RandomFlip, RandomResizedCrop, ViewRecipe
+from lnlbench.engine.augment import Step, apply_steps, draw_steps
 from lnlbench.engine.imagecache import CHUNK, ImageCache, default_workers, find_cache, read_image, run_ahead, scaled
 from lnlbench.engine.seeding import hash_index, uniform_fractions, uniform_integers
+from lnlbench.engine.views import DRAW_BITS, RESIZED_TRIES, check_cuts, check_reflection, resized_draws
 from lnlbench.errors import UsageError
 
-_BITS = 31
-_TRIES = 10
 # What is decoded ahead, and so the memory it takes: this many chunks per thread, or batches if that is more.
 _CHUNKS_AHEAD = 3
 _BATCHES_AHEAD = 2
@@ -96,7 +96,10 @@ class FileSource:
     ) -> Iterator[tuple[Tensor, ...]]:
         """See :class:`lnlbench.engine.views.PixelSource`. Each image is decoded once for all of its views."""
         for recipe in recipes:
-            _check(recipe)
+            check_cuts(recipe)
+            for op in recipe.cuts:
+                if isinstance(op, RandomCrop) and op.mode == "reflect":
+                    check_reflection(op, self._files.resize.side, self._files.resize.side)
         samples = order.cpu()
         memory = _Memory()
 
@@ -118,7 +121,7 @@ class FileSource:
         view = _View(
             torch.empty(shape, dtype=torch.uint8, pin_memory=True) if pinned else memory.tensor(shape, np.uint8)
         )
-        for op in recipe.ops:
+        for op in recipe.cuts:
             if isinstance(op, RandomFlip):
                 view.mirrored = uniform_fractions(hash_index(key, index, 2)) < op.probability
             elif isinstance(op, RandomCrop):
@@ -126,7 +129,8 @@ class FileSource:
                 view.draws = torch.stack([_bits(key, index, 0), _bits(key, index, 1)], 1).tolist()
             else:
                 view.window = op
-                view.draws = _bits(key, index[:, None] * 32 + torch.arange(2 * _TRIES + 2), 8).tolist()
+                view.draws = resized_draws(key, index).tolist()
+        view.steps = draw_steps(recipe.pixel_ops, key, index, self.height, self.width, self.channels)
         return view
 
     def _fill(self, job: _Job) -> _Job:
@@ -139,16 +143,23 @@ class FileSource:
     def _normalised(self, view: _View, memory: _Memory) -> Tensor:
         shape = (len(view.pixels), self.height, self.width * self.channels)
         if self._device.type == "cpu":
+            source, mirrored = view.pixels, view.mirrored
+            if view.steps:
+                # Operations do not commute with mirroring.
+                if mirrored is not None:
+                    source[mirrored] = source[mirrored].flip(2)
+                source, mirrored = apply_steps(source, view.steps), None
             # Image by image, since the steps of one stay in the processor's cache.
             images = memory.tensor(shape, np.float32)
-            for row, pixels in enumerate(view.pixels):
-                turned = pixels.flip(1) if view.mirrored is not None and view.mirrored[row] else pixels
+            for row, pixels in enumerate(source):
+                turned = pixels.flip(1) if mirrored is not None and mirrored[row] else pixels
                 torch.addcmul(self._shift, turned.view(shape[1:]).to(torch.float32), self._scale, out=images[row])
         else:
             pixels = view.pixels.to(self._device, non_blocking=True)
             if view.mirrored is not None:
                 mirrored = view.mirrored.to(self._device, non_blocking=True)
                 pixels = torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+            pixels = apply_steps(pixels, tuple(step.to(self._device) for step in view.steps))
             images = torch.addcmul(self._shift, pixels.view(shape).to(torch.float32), self._scale)
         return images.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
 
@@ -182,6 +193,7 @@ class _View:
         self.window: RandomCrop | RandomResizedCrop | None = None
         self.draws: list[list[int]] = []
         self.mirrored: Tensor | None = None
+        self.steps: tuple[Step, ...] = ()
         self._rows = pixels.numpy()
 
     def cut(self, image: NDArray[np.uint8], row: int) -> None:
@@ -196,7 +208,10 @@ class _View:
             padding = self.window.padding
             top = _below(height + 2 * padding - side + 1, self.draws[row][0]) - padding
             left = _below(width + 2 * padding - side + 1, self.draws[row][1]) - padding
-            _paste(image, top, left, out)
+            if self.window.mode == "reflect":
+                out[...] = image[_reflected(top, side, height)[:, None], _reflected(left, side, width)]
+            else:
+                _paste(image, top, left, out)
         else:
             _paste(image, round((height - side) / 2), round((width - side) / 2), out)
 
@@ -224,9 +239,9 @@ def rectangle(op: RandomResizedCrop, height: int, width: int, draws: list[int]) 
         Top, left, height and width.
     """
     least, most = (math.log(shape) for shape in op.shape)
-    for area_draw, shape_draw in zip(draws[0 : 2 * _TRIES : 2], draws[1 : 2 * _TRIES : 2], strict=True):
-        area = height * width * (op.area[0] + (op.area[1] - op.area[0]) * area_draw / (1 << _BITS))
-        shape = math.exp(least + (most - least) * shape_draw / (1 << _BITS))
+    for area_draw, shape_draw in zip(draws[0 : 2 * RESIZED_TRIES : 2], draws[1 : 2 * RESIZED_TRIES : 2], strict=True):
+        area = height * width * (op.area[0] + (op.area[1] - op.area[0]) * area_draw / (1 << DRAW_BITS))
+        shape = math.exp(least + (most - least) * shape_draw / (1 << DRAW_BITS))
         part_height, part_width = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < part_height <= height and 0 < part_width <= width:
             top, left = _below(height - part_height + 1, draws[-2]), _below(width - part_width + 1, draws[-1])
@@ -236,19 +251,13 @@ def rectangle(op: RandomResizedCrop, height: int, width: int, draws: list[int]) 
     return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width
 
 
-def _check(recipe: ViewRecipe) -> None:
-    kinds = [op.op for op in recipe.ops]
-    if len(set(kinds)) != len(kinds) or {"crop", "resized-crop"} <= set(kinds):
-        raise UsageError(f"a view may have each operation once, and crop once; this one has {', '.join(kinds)}")
-
-
 def _bits(key: int, index: Tensor, lane: int) -> Tensor:
-    return uniform_integers(hash_index(key, index, lane), 1 << _BITS)
+    return uniform_integers(hash_index(key, index, lane), 1 << DRAW_BITS)
 
 
 def _below(count: int, draw: int) -> int:
     """Map a draw to an integer in [0, count), as :func:`lnlbench.engine.seeding.uniform_integers` does."""
-    return (draw * count) >> _BITS
+    return (draw * count) >> DRAW_BITS
 
 
 def _paste(image: NDArray[np.uint8], top: int, left: int, out: NDArray[np.uint8]) -> None:
@@ -261,3 +270,9 @@ def _paste(image: NDArray[np.uint8], top: int, left: int, out: NDArray[np.uint8]
         out[...] = 0
     rows, columns = slice(first_row - top, last_row - top), slice(first_column - left, last_column - left)
     out[rows, columns] = image[first_row:last_row, first_column:last_column]
+
+
+def _reflected(start: int, count: int, side: int) -> NDArray[np.int64]:
+    """Return ``count`` places from ``start`` on, those outside an image mirrored at its border pixels."""
+    from_border: NDArray[np.int64] = side - 1 - np.abs(np.arange(start, start + count))
+    return side - 1 - np.abs(from_border)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lnlbench.contracts.backbone import BackboneEntry, BackboneFactory
-from lnlbench.contracts.task import Batch, Loader, TaskInfo, ValidationSplit
+from lnlbench.contracts.task import Batch, Loader, Selection, TaskInfo, ValidationSplit
 from lnlbench.contracts.views import PLAIN, ViewRecipe
+from lnlbench.engine.encoders import Encoders, TaskEncoder
 from lnlbench.engine.networks import PrecisionNetwork
 from lnlbench.engine.seeding import Clock, derive_seed, hash_index
 from lnlbench.engine.views import PixelSource
@@ -83,18 +84,25 @@ class DeviceTask:
         device: torch.device,
         precision: str,
         compile_networks: bool,
+        encoders: Encoders,
     ) -> None:
         self.info = info
         self.num_train = len(given_labels)
         self.num_classes = info.num_classes
         self.device = device
         self.labels = given_labels.to(device)
+        self.selection: Selection | None = None
+        self._encoders = encoders
         self._views = {"plain": PLAIN, **views}
         self._clock = clock
         self._backbones = backbones
         self._precision = precision
         self._compile = compile_networks
         self._source = source
+
+    def encoder(self, name: str) -> TaskEncoder:
+        """See :meth:`lnlbench.contracts.task.Task.encoder`."""
+        return self._encoders.get(name)
 
     def network(self, role: str, backbone: str) -> nn.Module:
         """See :meth:`lnlbench.contracts.task.Task.network`."""

@@ -5,6 +5,7 @@ Legend: n samples of a pass, B batch, H height, W width, K channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,9 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lnlbench.contracts.views import RandomCrop, RandomFlip, ViewRecipe
+from lnlbench.contracts.views import RandomCrop, RandomFlip, RandomResizedCrop, ViewRecipe
+from lnlbench.engine.augment import Step, apply_steps, draw_steps
 from lnlbench.engine.seeding import hash_index, uniform_fractions, uniform_integers
 from lnlbench.errors import UsageError
+
+RESIZED_TRIES = 10
+"""Rectangles that a random-resized crop tries."""
+DRAW_BITS = 31
+"""Of each draw for a random-resized crop."""
+
+
+# Of a view: what an operation has in common with others of a batch takes longer than a few small images.
+_PIXELS_AT_ONCE = 2**19
 
 
 class PixelSource(Protocol):
@@ -84,18 +95,27 @@ class ImageStore:
         # (x / 255 - mean) / std as one multiplication and one addition.
         scale = [1.0 / (255.0 * each) for each in std]
         shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        self._scale = torch.tensor(scale, device=device)
-        self._shift = torch.tensor(shift, device=device)
+        # For a whole row of pixels: long runs are what a CPU is quick with.
+        self._scale = torch.tensor(scale, device=device).repeat(self.width)
+        self._shift = torch.tensor(shift, device=device).repeat(self.width)
 
     def batches(
         self, order: Tensor, batch_size: int, count: int, recipes: tuple[ViewRecipe, ...], keys: tuple[int, ...]
     ) -> Iterator[tuple[Tensor, ...]]:
-        """See :class:`PixelSource`. Parameters of a whole pass are drawn at its start, so a batch is one gather."""
+        """See :class:`PixelSource`. Parameters of a whole pass are drawn at its start, so a batch is one gather.
+
+        Where pixels are changed afterwards, several small batches are computed at once.
+        """
         plans = [plan_view(recipe, self, key, order) for recipe, key in zip(recipes, keys, strict=True)]
-        for batch in range(count):
-            start = batch * batch_size
-            stop = min(start + batch_size, len(order))
-            yield tuple(plan.window(self, order[start:stop], start, stop) for plan in plans)
+        at_once = batch_size
+        if any(plan.steps for plan in plans):
+            at_once *= max(1, _PIXELS_AT_ONCE // (batch_size * self.height * self.width))
+        end = min(count * batch_size, len(order))
+        for start in range(0, end, at_once):
+            stop = min(start + at_once, end)
+            views = [plan.pixels(self, order[start:stop], start, stop) for plan in plans]
+            for first in range(0, stop - start, batch_size):
+                yield tuple(self.normalise(pixels[first : first + batch_size]) for pixels in views)
 
     def gather(self, index: Tensor, top: Tensor | None, left: Tensor | None, mirrored: Tensor | None) -> Tensor:
         """Cut one window out of each image.
@@ -109,16 +129,86 @@ class ImageStore:
         Returns:
             ``images_BKHW``, float32, normalised, channels-last.
         """
+        return self.normalise(self.cut(index, top, left, mirrored))
+
+    def cut(
+        self,
+        index: Tensor,
+        top: Tensor | None,
+        left: Tensor | None,
+        mirrored: Tensor | None,
+        reflect: bool = False,
+    ) -> Tensor:
+        """Cut one window out of each image; see :meth:`gather`.
+
+        Args:
+            index: ``index_B``, int64.
+            top: ``top_B``, int64.
+            left: ``left_B``, int64.
+            mirrored: ``mirrored_B``, bool.
+            reflect: Have the image mirrored at its border pixels, instead of black, in the padding.
+
+        Returns:
+            ``pixels_BHWK``, uint8.
+        """
         rows = self._rows + (self.padding if top is None else top[:, None])
-        columns = self._columns.expand(len(index), -1)
-        if mirrored is not None:
-            columns = torch.where(mirrored[:, None], self.width - 1 - columns, columns)
-        columns = columns + (self.padding if left is None else left[:, None])
+        columns = self._column_numbers(len(index), mirrored) + (self.padding if left is None else left[:, None])
+        if reflect:
+            rows, columns = self._reflected(rows, self.height), self._reflected(columns, self.width)
+        return self._pixels_at(index, rows, columns)
+
+    def resized(self, index: Tensor, boxes: Tensor, mirrored: Tensor | None) -> Tensor:
+        """Cut a rectangle out of each image and enlarge it to the image size, bilinearly.
+
+        Args:
+            index: ``index_B``, int64.
+            boxes: ``boxes_B4``, int64: top, left, height and width, in the image without padding.
+            mirrored: ``mirrored_B``, bool.
+
+        Returns:
+            ``pixels_BHWK``, uint8.
+        """
+        top, left, height, width = boxes[:, :, None].unbind(1)
+        rows, next_rows, down = _neighbours(self._rows, top, height, self.height)
+        columns, next_columns, right = _neighbours(self._column_numbers(len(index), mirrored), left, width, self.width)
+
+        def at(rows: Tensor, columns: Tensor) -> Tensor:
+            pixels = self._pixels_at(index, rows + self.padding, columns + self.padding)
+            return pixels.view(len(index), self.height, -1).to(torch.float32)
+
+        right, down = right.repeat_interleave(self.channels, 1)[:, None, :], down[:, :, None]
+        above = at(rows, columns).lerp_(at(rows, next_columns), right)
+        below = at(next_rows, columns).lerp_(at(next_rows, next_columns), right)
+        pixels = above.lerp_(below, down).add_(0.5).to(torch.int16).to(torch.uint8)
+        return pixels.view(len(index), self.height, self.width, self.channels)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn ``pixels_BHWK`` (uint8) into ``images_BKHW`` (float32, normalised, channels-last)."""
+        rows = pixels.view(len(pixels), self.height, -1).to(torch.float32)
+        return torch.addcmul(self._shift, rows, self._scale, out=rows).view(pixels.shape).permute(0, 3, 1, 2)
+
+    def _column_numbers(self, count: int, mirrored: Tensor | None) -> Tensor:
+        columns = self._columns.expand(count, -1)
+        return columns if mirrored is None else torch.where(mirrored[:, None], self.width - 1 - columns, columns)
+
+    def _reflected(self, places: Tensor, side: int) -> Tensor:
+        """Map places in the padding to those that they mirror."""
+        places = (places - self.padding).abs()
+        return self.padding + side - 1 - (side - 1 - places).abs()
+
+    def _pixels_at(self, index: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         starts = index[:, None] * self._image_stride + rows * self._row_stride
         positions = starts[:, :, None] + columns[:, None, :]
         pixels = self._pixels.index_select(0, positions.view(-1))
-        images = torch.addcmul(self._shift, pixels.to(torch.float32), self._scale)
-        return images.view(len(index), self.height, self.width, self.channels).permute(0, 3, 1, 2)
+        return pixels.view(len(index), self.height, self.width, self.channels)
+
+
+def _neighbours(places: Tensor, start: Tensor, length: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two places of the source next to each place of the result, and the weight of the second."""
+    scale = length.to(torch.float32) / side
+    exact = ((places + 0.5) * scale - 0.5).clamp_(min=0.0)
+    first = exact.long()
+    return start + first, start + torch.minimum(first + 1, length - 1), exact - first
 
 
 @dataclass(frozen=True)
@@ -128,14 +218,28 @@ class ViewPlan:
     top: Tensor | None
     left: Tensor | None
     mirrored: Tensor | None
+    reflect: bool = False
+    boxes: Tensor | None = None
+    """``boxes_n4``: what a random-resized crop shows."""
+    steps: tuple[Step, ...] = ()
+    """What happens to the pixels afterwards."""
 
-    def window(self, store: ImageStore, index: Tensor, start: int, stop: int) -> Tensor:
-        """Compute the view of samples ``start`` to ``stop`` of the pass, whose indices are ``index``."""
+    def pixels(self, store: ImageStore, index: Tensor, start: int, stop: int) -> Tensor:
+        """Compute the view of samples ``start`` to ``stop`` of the pass, whose indices are ``index``.
+
+        Returns:
+            ``pixels_BHWK``, uint8.
+        """
 
         def part(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[start:stop]
 
-        return store.gather(index, part(self.top), part(self.left), part(self.mirrored))
+        if self.boxes is None:
+            pixels = store.cut(index, part(self.top), part(self.left), part(self.mirrored), self.reflect)
+        else:
+            pixels = store.resized(index, self.boxes[start:stop], part(self.mirrored))
+        steps = tuple(step.rows(slice(start, stop)) for step in self.steps)
+        return apply_steps(pixels, steps)
 
 
 def largest_padding(recipes: list[ViewRecipe]) -> int:
@@ -153,14 +257,16 @@ def plan_view(recipe: ViewRecipe, store: ImageStore, key: int, index: Tensor) ->
         index: ``index_n``, int64, in pass order.
 
     Raises:
-        UsageError: The recipe has an operation more than once, needs more padding than the store has, or scales.
+        UsageError: The recipe crops or flips more than once, or needs more padding than there is.
     """
-    top = left = mirrored = None
-    kinds = [op.op for op in recipe.ops]
-    if len(set(kinds)) != len(kinds):
-        raise UsageError(f"a view may have each operation once; this one has {', '.join(kinds)}")
-    for op in recipe.ops:
+    top = left = mirrored = boxes = None
+    reflect = False
+    check_cuts(recipe)
+    for op in recipe.cuts:
         if isinstance(op, RandomCrop):
+            reflect = op.mode == "reflect"
+            if reflect:
+                check_reflection(op, store.height, store.width)
             slack = store.padding - op.padding
             if slack < 0:
                 raise UsageError(f"a view pads {op.padding} pixels, but the image store holds {store.padding}")
@@ -171,5 +277,58 @@ def plan_view(recipe: ViewRecipe, store: ImageStore, key: int, index: Tensor) ->
             # Mirroring the window equals mirroring the padded image: the crop position is symmetric in distribution.
             mirrored = uniform_fractions(hash_index(key, index, 2)) < op.probability
         else:
-            raise UsageError(f"view operation {op.op!r} is for images that are read from files as they are needed")
-    return ViewPlan(top, left, mirrored)
+            boxes = rectangles(op, store.height, store.width, resized_draws(key, index))
+    steps = draw_steps(recipe.pixel_ops, key, index, store.height, store.width, store.channels)
+    return ViewPlan(top, left, mirrored, reflect, boxes, steps)
+
+
+def check_cuts(recipe: ViewRecipe) -> None:
+    """Refuse a recipe that crops or flips more than once."""
+    kinds = [op.op for op in recipe.cuts]
+    if len(set(kinds)) != len(kinds) or {"crop", "resized-crop"} <= set(kinds):
+        raise UsageError(
+            f"of crops and flips a view may have each operation once, and crop once; this one has {', '.join(kinds)}"
+        )
+
+
+def check_reflection(op: RandomCrop, height: int, width: int) -> None:
+    """Refuse padding that an image of this size, mirrored once, does not fill."""
+    if op.padding >= min(height, width):
+        raise UsageError(f"a view pads {op.padding} mirrored pixels, but images have {min(height, width)}")
+
+
+def resized_draws(key: int, index: Tensor) -> Tensor:
+    """Draw ``draws_n22`` (integers of 31 bits) for a random-resized crop: area and shape of ten tries, then places."""
+    lanes = torch.arange(2 * RESIZED_TRIES + 2, device=index.device)
+    return uniform_integers(hash_index(key, index[:, None] * 32 + lanes, 8), 1 << DRAW_BITS)
+
+
+def rectangles(op: RandomResizedCrop, height: int, width: int, draws: Tensor) -> Tensor:
+    """Choose the part of each image that its view shows, as torchvision's ``RandomResizedCrop`` does.
+
+    Args:
+        op: Which areas and shapes are admissible.
+        height: Of the images.
+        width: Of the images.
+        draws: ``draws_n22``, from :func:`resized_draws`.
+
+    Returns:
+        ``boxes_n4``, int64: top, left, height and width.
+    """
+    least, most = (math.log(shape) for shape in op.shape)
+    tries = draws[:, : 2 * RESIZED_TRIES].double() / (1 << DRAW_BITS)
+    areas = height * width * (op.area[0] + (op.area[1] - op.area[0]) * tries[:, 0::2])
+    shapes = torch.exp(least + (most - least) * tries[:, 1::2])
+    heights, widths = (areas / shapes).sqrt().round().long(), (areas * shapes).sqrt().round().long()
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    # The first try that fits; the position of one that does not is never read.
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    heights, widths = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
+    tops = (draws[:, -2] * (height - heights + 1)) >> DRAW_BITS
+    lefts = (draws[:, -1] * (width - widths + 1)) >> DRAW_BITS
+    drawn = torch.stack([tops, lefts, heights, widths], 1)
+    high = min(height, max(1, round(width / op.shape[0])))
+    wide = min(width, max(1, round(height * op.shape[1])))
+    central = ((height - high) // 2, (width - wide) // 2, high, wide)
+    sides = [torch.where(fits.any(1), drawn[:, place], central[place]) for place in range(4)]
+    return torch.stack(sides, 1)

@@ -42,6 +42,7 @@ class Row(BaseModel):
     method: str = Field(description="Method id.")
     method_version: str = Field(description="Version of the distribution that provides the method.")
     distribution: str = Field(description="Name of that distribution.")
+    selector: str = Field(description="The method whose selection before training it starts from, with its version.")
     protocol: str = Field(description="'preset', or the options that differ from it; then why it is reduced, if it is.")
     protocol_key: str = Field(
         description="8 hexadecimal digits over everything but the seeds that can change a result: rows with different "
@@ -135,7 +136,12 @@ def protocol_digest(record: RunRecord) -> str:
     spec = record.spec
     # Spelled out rather than dumped from the model, so that a field added to the specification later on does not
     # split old rows from new ones by itself. For the same reason what only some suites have is left out elsewhere.
-    special = {"data_options": spec.data_options, "known_classes": spec.known_classes, "test_sets": spec.test_sets}
+    special: dict[str, Any] = {
+        "data_options": spec.data_options,
+        "known_classes": spec.known_classes,
+        "test_sets": spec.test_sets,
+        "selector": spec.selector and spec.selector.model_dump(mode="json"),
+    }
     data = record.data.model_dump(mode="json", exclude_defaults=True)
     return digest(
         {
@@ -194,7 +200,7 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
     # describes the average is told of the runs in the average, as long as there are any.
     told = finished or diverged
     spec, data = group[0].spec, group[0].data
-    asked = {each for record in group for each in (*record.asked, *record.spec.method.asked)}
+    asked = {each for record in group for each in _asked(record)}
     scores = [each for record in finished if (each := _scores(record, test_set)) is not None]
     tags = [each.replace(" ", "-") for each in ("noise rate", "noise type") if each in asked]
     supervision = _supervision(spec)
@@ -226,6 +232,7 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
         method=spec.method.name,
         method_version=spec.method.version,
         distribution=spec.method.distribution,
+        selector="" if spec.selector is None else f"{spec.selector.name} {spec.selector.version}",
         protocol=_protocol(spec),
         protocol_key=key,
         supervision="+".join([*supervision, *tags]),
@@ -293,9 +300,17 @@ def _scores(record: RunRecord, test_set: str) -> Scores | None:
     return record.further_scores[test_set] if test_set in record.spec.test_sets[1:] else record.scores
 
 
+def _asked(record: RunRecord) -> set[str]:
+    selector = record.spec.selector
+    return {*record.asked, *record.spec.method.asked, *(() if selector is None else selector.asked)}
+
+
 def _supervision(spec: CellSpec) -> list[str]:
     """Say what is used beyond the noisy training set: what the method declares, and the weights of its backbone."""
     declared = list(spec.method.supervision)
+    if spec.selector is not None:
+        declared += [each for each in spec.selector.supervision if each not in declared]
+        declared = [each for each in declared if each != "scratch" or len(declared) == 1]
     if not str(spec.method.config.get("backbone", "")).endswith(_PRETRAINED) or "imagenet" in declared:
         return declared
     return ["imagenet", *(each for each in declared if each != "scratch")]
@@ -313,6 +328,9 @@ def _protocol(spec: CellSpec) -> str:
     explained = {word for reason in spec.reduced for word in reason.split()}
     changed = {name: value for name, value in spec.method.changed.items() if name not in explained}
     parts = [",".join(f"{name}={_plain(changed[name])}" for name in sorted(changed))] if changed else []
+    if spec.selector is not None:
+        options = ",".join(f"{name}={_plain(value)}" for name, value in sorted(spec.selector.changed.items()))
+        parts.append(f"from {spec.selector.name}'s selection" + (f" ({options})" if options else ""))
     if spec.compile:
         parts.append("compiled")
     if not spec.deterministic:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from lnlbench.errors import DataError
-from lnlbench.records import FORMAT, RunRecord, Scores, canonical_json, digest, safe_name
+from lnlbench.records import FORMAT, RunRecord, Scores, canonical_json, cell_id, safe_name
 
 JSON_LIMIT = 2**20
 """Bytes a JSON document of a bundle may have: ``run.json``, ``manifest.json``, or one line of ``metrics.jsonl``."""
@@ -119,7 +119,7 @@ def parse_record(data: bytes, path: Path, confusion: bool = True) -> RunRecord:
     try:
         record = RunRecord.model_validate(raw)
         # The id is taken from the text, since a later version may give the parsed specification additional fields.
-        cell = digest(raw["spec"])[:16]
+        cell = cell_id(raw["spec"])
         # The remaining places that may hold an infinite number; the digest has just refused one in the specification.
         canonical_json(
             [

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lnlbench.contracts.task import TaskInfo
 from lnlbench.contracts.views import RandomCrop, RandomFlip, ViewRecipe
 from lnlbench.engine.device import resolve_precision
+from lnlbench.engine.encoders import Encoders, TrainingImages
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.task import DeviceTask
 from lnlbench.engine.views import ImageStore
@@ -48,7 +49,9 @@ def labels() -> NDArray[np.int64]:
 
 
 @pytest.fixture(scope="session")
-def task(images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device) -> DeviceTask:
+def task(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.device, tmp_path_factory: pytest.TempPathFactory
+) -> DeviceTask:
     """The images as a task of CIFAR-10's shape, in the precision a CIFAR suite would resolve to here."""
     info = TaskInfo(
         suite="bench",
@@ -61,20 +64,33 @@ def task(images: NDArray[np.uint8], labels: NDArray[np.int64], device: torch.dev
         class_names=tuple("0123456789"),
         default_backbone="preact-resnet18",
         default_epochs=300,
+        default_encoder="glyphs",
         _noise_type="symmetric",
         _noise_rate=0.5,
         asked=set(),
     )
+    source = ImageStore(torch.from_numpy(images), MEAN, STD, 4, device)
+    registry, precision = discover(), resolve_precision("auto", device.type)
+    encoders = Encoders(
+        registry.encoders,
+        TrainingImages(source, "0" * 64, MEAN, STD),
+        tmp_path_factory.mktemp("features"),
+        device,
+        precision,
+        print,
+        offline=True,
+    )
     return DeviceTask(
         info,
-        ImageStore(torch.from_numpy(images), MEAN, STD, 4, device),
+        source,
         torch.from_numpy(labels),
         {"weak": ViewRecipe(ops=(RandomCrop(padding=4), RandomFlip()))},
         Clock(1),
-        discover().backbones,
+        registry.backbones,
         device,
-        resolve_precision("auto", device.type),
+        precision,
         False,
+        encoders,
     )
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lnlbench.blocks.mixture import GaussianPair, clean_probabilities, fit_gaussian_pair, min_max_normalise
+from lnlbench.blocks.mixture import (
+    GaussianPair,
+    clean_probabilities,
+    clean_probabilities_per_class,
+    fit_gaussian_pair,
+    min_max_normalise,
+)
 from lnlbench.errors import DivergedError
 
 LOSSES = [0.1, 0.3, 0.2, 0.5, 0.4, 3.2, 4.0, 3.6, 2.9, 5.1, 0.25, 3.9]
@@ -140,3 +146,52 @@ def test_refuses_what_is_not_finite(bad: float, count: int) -> None:
 def test_does_not_pass_gradient() -> None:
     losses = torch.rand(20, requires_grad=True)
     assert not clean_probabilities(losses, **SETTINGS, random_state=0).requires_grad
+
+
+LOG_PROBS = [-0.10, -0.20, -0.15, -3.0, -2.8, -0.05, -3.2, -0.12, -1.4]
+UNCUT = {"max_iter": 100, "tol": 1e-3, "reg_covar": 1e-6}
+
+
+def test_worked_mixture_of_a_class() -> None:
+    losses = -torch.tensor(LOG_PROBS, dtype=torch.float64)
+    rescaled = [0.984127, 0.952381, 0.968254, 0.063492, 0.126984, 1, 0, 0.977778, 0.571429]
+    np.testing.assert_allclose(1 - min_max_normalise(losses).numpy(), rescaled, atol=1e-6)
+    pair = fit_gaussian_pair(min_max_normalise(losses), **UNCUT, random_state=0)
+    np.testing.assert_allclose([1 - mean for mean in pair.means], [0.908994, 0.063492], atol=1e-6)
+    probs = clean_probabilities_per_class(losses, torch.zeros(9, dtype=torch.int64), 1, **UNCUT, random_state=0)
+    np.testing.assert_allclose(probs.numpy(), [1, 1, 1, 0, 0.000002, 1, 0, 1, 1], atol=1e-6)
+
+
+def test_each_class_has_a_mixture_of_its_own(generator: np.random.Generator) -> None:
+    from sklearn.mixture import GaussianMixture
+
+    sizes, scales = (80, 120, 60), (1.0, 10.0, 0.1)
+    losses = np.concatenate(
+        [
+            scale * np.concatenate([generator.exponential(0.1, size // 2), generator.normal(1, 0.2, size // 2)])
+            for size, scale in zip(sizes, scales, strict=True)
+        ]
+    )
+    labels = np.repeat(np.arange(3), sizes)
+    order = generator.permutation(len(losses))
+    losses, labels = losses[order], labels[order]
+    probs = clean_probabilities_per_class(torch.tensor(losses), torch.tensor(labels), 3, **UNCUT, random_state=5)
+    for label in range(3):
+        scores = -losses[labels == label, None]
+        scores = (scores - scores.min()) / (scores.max() - scores.min())
+        reference = GaussianMixture(2, **UNCUT, random_state=5).fit(scores)
+        expected = reference.predict_proba(scores)[:, reference.means_.argmax()]
+        np.testing.assert_allclose(probs.numpy()[labels == label], expected, atol=1e-4)
+
+
+def test_classes_that_separate_nothing_are_clean() -> None:
+    losses, labels = torch.tensor([0.3, 2.0, 2.0, 0.1, 0.2, 4.0]), torch.tensor([0, 2, 2, 3, 3, 3])
+    probs = clean_probabilities_per_class(losses, labels, 5, **UNCUT, random_state=0)
+    np.testing.assert_allclose(probs.numpy(), [1, 1, 1, 1, 1, 0], atol=1e-6)
+    assert clean_probabilities_per_class(losses[:0], labels[:0], 5, **UNCUT, random_state=0).shape == (0,)
+
+
+def test_one_bad_loss_of_one_class_is_refused() -> None:
+    losses = torch.tensor([0.3, 2.0, float("nan"), 0.1])
+    with pytest.raises(DivergedError, match="the mixture cannot be fitted: "):
+        clean_probabilities_per_class(losses, torch.tensor([0, 0, 1, 1]), 2, **UNCUT, random_state=0)

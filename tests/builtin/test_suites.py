@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lnlbench.builtin import lnlbench_suites
 from lnlbench.contracts.noise import GeneratedLabels
 from lnlbench.contracts.suite import Suite, SuiteTask
-from lnlbench.contracts.views import RandomCrop, RandomFlip, RandomResizedCrop
+from lnlbench.contracts.views import Cutout, RandAugment, RandomCrop, RandomFlip, RandomResizedCrop
 from lnlbench.engine.data import dataset_options, find_dataset
 from lnlbench.engine.planner import noise_spec
 from lnlbench.plugins import Registry
@@ -134,6 +134,18 @@ def test_each_dataset_has_one_setup(suite: Suite) -> None:
     backbone, epochs, precision, threads, padding, flip = SETUPS.get(suite.name) or SETUPS[suite.dataset]
     assert (suite.backbone, suite.epochs, suite.precision, suite.threads) == (backbone, epochs, precision, threads)
     assert suite.views["weak"].ops == (RandomCrop(padding=padding), *([RandomFlip()] if flip else []))
+
+
+@every_suite
+def test_strong_views_are_weak_ones_and_more(suite: Suite) -> None:
+    weak, strong = suite.views["weak"].ops, suite.views["strong"].ops
+    assert strong[: len(weak)] == weak
+    if suite.dataset == "digits":
+        # 8 x 8 pixels, where few operations leave a digit what it is.
+        assert [op.op for op in strong[len(weak) :]] == ["randaugment", "cutout"]
+        assert not {"invert", "solarise", "equalise", "posterise"} & set(strong[-2].pool)
+    else:
+        assert strong[len(weak) :] == (RandAugment(), Cutout()), "FixMatch (Sohn et al. 2020)"
 
 
 @every_suite

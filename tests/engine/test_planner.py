@@ -148,7 +148,7 @@ def test_every_field_matters_to_the_id(make_cells: MakeCells) -> None:
         place = other
         for key in path[:-1]:
             place = place[key]
-        place[path[-1]] = changed(place[path[-1]])
+        place[path[-1]] = record["method"] if path == ("selector",) else changed(place[path[-1]])
         seen.add(CellSpec.model_validate(other).id)
     assert len(seen) == len(paths) + 1
 
@@ -472,3 +472,34 @@ def test_a_suite_of_the_request_itself(make_cells: MakeCells, registry: Registry
     assert len(own_suite(dataset, {}, "x" * 80, {}, [0.2]).name) == 64
     with pytest.raises(UsageError, match=r"--rate 1\.5 is not between 0 and 1"):
         own_suite(dataset, {}, "symmetric", {}, [1.5])
+
+
+def test_who_may_select_for_whom(picky: Registry, store: LocalDataStore) -> None:
+    def ask(method: str, selector: str, **changes: Any) -> CellSpec:
+        request = Request(
+            methods=[method], suites=["digits-sym"], tasks=["0.40"], seeds=[1], select=selector, **changes
+        )
+        return plan(request, chosen, store).cells[0]
+
+    def entry(name: str, **changes: Any) -> Registered[MethodEntry]:
+        made = MethodEntry(name=name, target=f"{__name__}:Picky", summary="For tests.", **changes)
+        return Registered(made, Provider("lnlbench-picky", "2.0"))
+
+    methods: Catalogue[MethodEntry] = Catalogue("method")
+    for item in (*picky.methods, entry("chooser", selects=True), entry("heir", starts_from_selection=True)):
+        methods.add(item)
+    chosen = dataclasses.replace(picky, methods=methods)
+
+    plain, cell = ask("heir", "chooser"), ask("heir", "chooser", overrides={"chooser.limit": "0.1"}, epochs=3)
+    assert cell.selector is not None
+    assert (cell.selector.name, cell.selector.config["limit"], cell.selector.config["epochs"]) == ("chooser", 0.1, 4)
+    assert (cell.method.config["limit"], cell.method.config["epochs"]) == (0.5, 3)
+    assert plain.id != cell.id
+    with pytest.raises(UsageError, match="method 'picky' cannot start from another method's selection"):
+        ask("picky", "chooser")
+    with pytest.raises(UsageError, match=r"'heir' selects nothing before training; those that do: .*chooser"):
+        ask("heir", "heir")
+    with pytest.raises(UnknownNameError, match="unknown method 'choser'; did you mean 'chooser'"):
+        ask("heir", "choser")
+    with pytest.raises(UnknownNameError, match="option of chooser"):
+        ask("heir", "chooser", overrides={"chooser.limt": "1"})

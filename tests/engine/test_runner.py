@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -20,9 +21,9 @@ from lnlbench.contracts.executor import Job
 from lnlbench.contracts.method import Method, MethodConfig, MethodEntry
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry
 from lnlbench.contracts.suite import Suite
-from lnlbench.contracts.task import TaskInfo
+from lnlbench.contracts.task import Selection, TaskInfo
 from lnlbench.engine.data import find_dataset, load_data
-from lnlbench.engine.realisation import labels_digest
+from lnlbench.engine.realisation import labels_digest, noisy_labels
 from lnlbench.engine.runner import build_method, run_cell
 from lnlbench.errors import CellBusyError, PluginError, StorageError
 from lnlbench.plugins import Catalogue, Provider, Registered, Registry
@@ -52,7 +53,7 @@ class Odd(Method[OddConfig]):
     def fit(self, task: Any, run: Any) -> None:
         what = self.config.what
         SEEN["task"] = task
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, task.num_classes))
         nn.init.zeros_(self.network[1].weight)
         nn.init.zeros_(self.network[1].bias)
         tracked: dict[str, Any] = {"network": self.network}
@@ -99,13 +100,23 @@ class Odd(Method[OddConfig]):
             if what == "two reports":
                 run.report("a", selected=torch.ones(task.num_train, dtype=torch.bool))
                 run.report("b", clean_probs=torch.linspace(0, 1, task.num_train), pseudo_labels=task.labels)
+            if what == "open set":
+                run.report(selected=torch.arange(task.num_train) % 3 == 0, ood=torch.arange(task.num_train) % 3 == 1)
             (batch,) = task.loader("train", batch_size=task.num_train)
             images = batch.images.flatten(1)
             with torch.no_grad():
-                means = torch.stack([images[batch.labels == label].mean(0) for label in range(10)])
+                means = torch.stack([images[batch.labels == label].mean(0) for label in range(task.num_classes)])
                 layer = self.network[1]
                 layer.weight.copy_(0.5 * layer.weight + means)
                 layer.bias.copy_(-0.5 * (layer.weight**2).sum(1))
+
+    def select(self, task: Any, run: Any) -> Selection:
+        clean_probs = torch.rand(task.num_train, generator=run.rng("select").torch)
+        if self.config.what == "short selection":
+            return Selection(clean_probs[:3], clean_probs[:3] > 0.5)
+        if self.config.what == "float selection":
+            return Selection(clean_probs, clean_probs)
+        return Selection(clean_probs, clean_probs > 0.5)
 
     def predict(self, images: Tensor) -> Tensor:
         assert not self.network.training
@@ -163,7 +174,11 @@ def odd(registry: Registry) -> Registry:
         for item in installed:  # type: ignore[attr-defined]
             made.add(item)  # type: ignore[attr-defined]
 
-    methods.add(Registered(MethodEntry(name="odd", target=f"{__name__}:Odd", summary="For tests."), PROVIDER))
+    for name, selects in (("odd", False), ("chooser", True)):
+        entry = MethodEntry(
+            name=name, target=f"{__name__}:Odd", summary="For tests.", selects=selects, starts_from_selection=True
+        )
+        methods.add(Registered(entry, PROVIDER))
     datasets.add(
         Registered(
             DatasetEntry(name="digits-scrambled", target=f"{__name__}:Scrambled", summary="For tests."), PROVIDER
@@ -233,6 +248,50 @@ def test_a_complete_run(make_cells: MakeCells, run_here: RunHere, store: LocalDa
     assert labels_digest(given.astype(np.int64)) == record.noise.digest
     assert int((given != data.images.train_labels).sum()) == record.noise.num_changed == 60
     assert [event["event"] for event in events] == ["data", "start", "epoch", "saving", "epoch", "saving"]
+
+
+def test_open_set_verdicts_are_scored_against_the_truth(
+    run_odd: Callable[..., Path], registry: Registry, store: LocalDataStore
+) -> None:
+    record = record_of(run_odd("open set", suites=["digits-openset"], tasks=["sym@0.50"]))
+    spec = record.spec
+    data = load_data(find_dataset(registry, "digits"), store, 150, known_classes=8)
+    truth = noisy_labels(registry, store, spec.suite, 1, spec.task, spec.noise, data).truth
+    outside = truth.true_labels >= 8
+    wrong = (truth.true_labels != truth.given_labels) & ~outside
+    third = np.arange(150) % 3
+    assert record.noise.num_ood == outside.sum() > 0
+    assert record.selection["ood_precision"] == pytest.approx(outside[third == 1].mean(), abs=1e-5)
+    assert record.selection["ood_recall"] == pytest.approx((third == 1)[outside].mean(), abs=1e-5)
+    assert record.selection["id_noise_precision"] == pytest.approx(wrong[third == 2].mean(), abs=1e-5)
+    assert record.selection["id_noise_recall"] == pytest.approx((third == 2)[wrong].mean(), abs=1e-5)
+    assert record.selection["clean_precision"] == pytest.approx((~wrong & ~outside)[third == 0].mean(), abs=1e-5)
+
+
+def test_a_method_starts_from_anothers_selection(run_odd: Callable[..., Path]) -> None:
+    folder = run_odd(select="chooser")
+    selection = SEEN["task"].selection
+    assert selection.selected.tolist() == (selection.clean_probs > 0.5).tolist()
+    record = record_of(folder)
+    assert record.spec.selector is not None
+    assert (record.spec.selector.name, record.spec.label) == ("chooser", "chooser+odd digits-sym@0.40 seed 1")
+    assert record.timing.stage_seconds["selection by chooser"] >= 0
+    run_odd()
+    assert SEEN["task"].selection is None
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("short selection", r"clean_probs as torch\.float32 of shape \(3,\); expected a float tensor of \(150,\)"),
+        ("float selection", r"selected as torch\.float32 of shape \(150,\); expected a bool tensor"),
+    ],
+)
+def test_a_selection_that_is_none_is_named(
+    what: str, said: str, odd: Registry, make_cells: MakeCells, run_here: RunHere
+) -> None:
+    (cell,) = make_cells(odd, methods=["odd"], select="chooser", overrides={"chooser.what": what}, epochs=3)
+    assert re.search(f"select\\(\\) of chooser returned {said}", failure_of(run_here(cell, odd)[0]))
 
 
 def test_a_finished_cell_is_left_alone(run_odd: Callable[..., Path]) -> None:
@@ -402,7 +461,7 @@ def test_another_version_of_the_method_is_refused(odd: Registry, make_cells: Mak
         "odd was planned with lnlbench-odd 3.0, but lnlbench-odd 3.1 is installed; issue the run command again"
     )
     with pytest.raises(PluginError, match=r"planned with lnlbench-odd 3\.0"):
-        build_method(older, odd)
+        build_method(older.method, odd)
 
 
 def test_another_edition_is_refused(make_cells: MakeCells, run_here: RunHere) -> None:

@@ -105,6 +105,17 @@ def test_named_reports_are_scored_alone_and_averaged() -> None:
     assert scores["clean_recall"] == pytest.approx((1 / 4 + 1) / 2)
 
 
+def test_a_report_without_a_name_is_the_verdict_and_others_stand_beside_it() -> None:
+    verdicts = [
+        verdict(selected=[True, False, False, False, False, False]),
+        verdict("loss", selected=[True, True, False, False, False, False], pseudo_labels=[0] * 6),
+    ]
+    scores = score(*verdicts)
+    assert (scores["clean_precision"], scores["clean_precision.loss"]) == (1.0, pytest.approx(1 / 2))
+    assert "pseudo_label_accuracy.loss" in scores
+    assert "pseudo_label_accuracy" not in scores, "the verdict itself has no pseudo-labels"
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=25))
 def test_scores_of_a_run(accuracies: list[float]) -> None:
     scores = score_run(log_of(accuracies))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lnlbench.contracts.task import Batch, TaskInfo
 from lnlbench.contracts.views import PLAIN, RandomCrop, RandomFlip, ViewRecipe
+from lnlbench.engine.encoders import Encoders, TrainingImages
 from lnlbench.engine.seeding import Clock
 from lnlbench.engine.task import DeviceTask
 from lnlbench.engine.views import ImageStore
@@ -24,7 +26,7 @@ WEAK = ViewRecipe(ops=(RandomCrop(padding=1), RandomFlip()))
 
 
 @pytest.fixture
-def make_task(registry: Registry) -> Callable[..., DeviceTask]:
+def make_task(registry: Registry, tmp_path: Path) -> Callable[..., DeviceTask]:
     def make(clock: Clock | None = None, labels: Tensor = LABELS) -> DeviceTask:
         info = TaskInfo(
             suite="toy-sym",
@@ -37,6 +39,7 @@ def make_task(registry: Registry) -> Callable[..., DeviceTask]:
             class_names=tuple("abcd"),
             default_backbone="small-cnn",
             default_epochs=5,
+            default_encoder="glyphs",
             _noise_type="symmetric",
             _noise_rate=0.4,
             asked=set(),
@@ -44,7 +47,9 @@ def make_task(registry: Registry) -> Callable[..., DeviceTask]:
         views = {"weak": WEAK}
         arguments: tuple[Any, ...] = (clock or Clock(1), registry.backbones, torch.device("cpu"), "float32", False)
         source = ImageStore(IMAGES, (0.3,), (0.4,), 1, torch.device("cpu"))
-        return DeviceTask(info, source, labels, views, *arguments)
+        images = TrainingImages(source, "0" * 64, (0.3,), (0.4,))
+        encoders = Encoders(registry.encoders, images, tmp_path, torch.device("cpu"), "float32", print, offline=True)
+        return DeviceTask(info, source, labels, views, *arguments, encoders)
 
     return make
 
@@ -203,6 +208,14 @@ def test_building_a_network_leaves_the_global_generator_alone(task: DeviceTask) 
 def test_an_unknown_backbone_is_refused(task: DeviceTask) -> None:
     with pytest.raises(UnknownNameError, match="unknown backbone 'smal-cnn'; did you mean 'small-cnn'"):
         task.network("net", "smal-cnn")
+
+
+def test_encoders_are_built_once(task: DeviceTask) -> None:
+    encoder = task.encoder(task.info.default_encoder)
+    assert task.encoder("glyphs") is encoder
+    assert encoder.training_features().shape == (N, encoder.embed_dim)
+    with pytest.raises(UnknownNameError, match="unknown encoder 'glyph'; did you mean 'glyphs'"):
+        task.encoder("glyph")
 
 
 def test_validation_is_stratified_disjoint_and_seeded(make_task: Callable[..., DeviceTask]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lnlbench.errors import DataError
 from lnlbench.leaderboard.aggregate import Row, decimals, summarise
-from lnlbench.records import CellSpec, Environment, NoiseSpec, RunRecord, Scores, Timing
+from lnlbench.records import CellSpec, Environment, MethodSpec, NoiseSpec, RunRecord, Scores, Timing
 
 Spec = Callable[..., CellSpec]
 Record = Callable[..., RunRecord]
@@ -92,7 +92,7 @@ def scores(last10: float, last: float = 0.5, best: float = 0.95, **more: float) 
 def test_the_promised_columns_come_in_their_order() -> None:
     columns = list(Row.model_fields)
     assert [column for column in columns if column in PROMISED] == PROMISED
-    assert set(columns) - set(PROMISED) == {"distribution", "diverged_seeds", "numerics"}
+    assert set(columns) - set(PROMISED) == {"distribution", "diverged_seeds", "numerics", "selector"}
     assert all(field.description for field in Row.model_fields.values())
     assert decimals("last10_mean") == 2
     assert decimals("n") is None
@@ -363,6 +363,25 @@ def test_weights_of_a_pretrained_backbone_are_supervision_whatever_the_method_sa
     assert (row.supervision, row.initialisation) == expected
     tuned = record(spec(supervision=supervision, config={"backbone": backbone}), scores(0.9), asked=("noise rate",))
     assert summarise([tuned])[0].supervision == f"{expected[0]}+noise-rate"
+
+
+def test_a_row_says_whose_selection_it_starts_from(spec: Spec, record: Record) -> None:
+    def selector(**changes: Any) -> MethodSpec:
+        fields = {"name": "chooser", "version": "1.0", "distribution": "x", "config": {"tau": 0.5}, "changed": {}}
+        return MethodSpec(**(fields | {"supervision": ("clip",), "networks": 1, "asked": ()} | changes))
+
+    made = [
+        spec(),
+        spec(selector=selector()),
+        spec(selector=selector(config={"tau": 0.7}, changed={"tau": 0.7}, asked=("noise rate",))),
+    ]
+    rows = {row.protocol: row for row in summarise([record(each, scores(0.9)) for each in made])}
+    assert set(rows) == {"preset", "from chooser's selection", "from chooser's selection (tau=0.7)"}
+    plain, chosen, tuned = (rows[each] for each in sorted(rows, key=len))
+    assert len({plain.protocol_key, chosen.protocol_key, tuned.protocol_key}) == 3
+    assert (plain.selector, plain.supervision, plain.initialisation) == ("", "scratch", "scratch")
+    assert (chosen.selector, chosen.supervision, chosen.initialisation) == ("chooser 1.0", "clip", "clip")
+    assert (tuned.supervision, tuned.ruleset) == ("clip+noise-rate", "tuned"), "its questions count as the method's own"
 
 
 def test_own_data_are_an_edition(spec: Spec, record: Record) -> None:

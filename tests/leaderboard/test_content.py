@@ -20,7 +20,7 @@ from lnlbench.errors import DataError
 from lnlbench.leaderboard import bundle
 from lnlbench.leaderboard.aggregate import summarise
 from lnlbench.leaderboard.content import MAIN, parse_metrics, parse_predictions, parse_record
-from lnlbench.records import CellSpec, NoiseSpec, digest
+from lnlbench.records import CellSpec, NoiseSpec, cell_id
 
 Run = Callable[..., Path]
 Spec = Callable[..., CellSpec]
@@ -53,7 +53,7 @@ class Files:
 
     def write(self, folder: Path) -> None:
         # Whoever falsifies a specification gives it its new id as well.
-        self.record["cell"] = digest(self.record["spec"])[:16]
+        self.record["cell"] = cell_id(self.record["spec"])
         (folder / "result.json").write_text(json.dumps(self.record))
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in self.lines))
         target = io.BytesIO()
@@ -354,7 +354,7 @@ def test_records_without_the_newer_fields_are_read_and_keep_their_row(run: Run, 
     files = Files.of(folder)
     for part, names in (
         ("", ("further_scores", "best_val_epoch")),
-        ("spec", ("data_options", "known_classes", "test_sets")),
+        ("spec", ("selector", "data_options", "known_classes", "test_sets")),
         ("data", ("num_further_test", "num_validation")),
         ("noise", ("num_known", "num_ood")),
         ("scores", ("best_val", "top5_last10", "top5_last", "top5_best")),
@@ -487,7 +487,7 @@ def test_any_value_in_a_record_is_read_or_refused_in_one_line(rich: Path, data: 
             break
         node = node[key]
     node[key] = data.draw(json_values)
-    root["cell"] = digest(root["spec"])[:16]
+    root["cell"] = cell_id(root["spec"])
     record = outcome(lambda: parse_record(json.dumps(root).encode(), Path("run.json")))
     if isinstance(record, str):
         assert record.isprintable()

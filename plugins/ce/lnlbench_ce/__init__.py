@@ -15,5 +15,6 @@ def lnlbench_methods() -> Sequence[MethodEntry]:
             name="ce",
             target="lnlbench_ce.ce:CrossEntropy",
             summary="Plain training on the given labels, as if they were right: the baseline.",
+            starts_from_selection=True,
         )
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field
 
-from lnlbench.api import Method, MethodConfig, Run, Task, TaskInfo
+from lnlbench.api import Method, MethodConfig, Run, Task, TaskInfo, UsageError
 from lnlbench.blocks.losses import cross_entropy_per_sample
 from lnlbench.blocks.schedules import set_learning_rate, step_decay
 
@@ -19,7 +19,8 @@ class CrossEntropy(Method["CrossEntropy.Config"]):
     """One network, SGD, the mean of -log softmax(z_b)[y_b] over each batch.
 
     It looks at the given labels only and reports no selection; nothing but training and prediction is done, so its
-    running time is the yardstick of what another method costs.
+    running time is the yardstick of what another method costs. Started from another method's selection (``--select``),
+    it trains on the selected samples alone, as in Feng et al. 2024, Table 3.
 
     ==============  ============  =======================
     symbol          here          meaning
@@ -71,13 +72,18 @@ class CrossEntropy(Method["CrossEntropy.Config"]):
             weight_decay=config.weight_decay,
         )
         run.track(network=self.network, optimizer=optimizer)
+        index = None if task.selection is None else task.selection.selected.nonzero().flatten()
+        if index is not None and not len(index):
+            raise UsageError("the selection to start from is empty, so there is nothing to train on")
         for epoch in run.epochs(config.epochs):
             set_learning_rate(
                 optimizer,
                 step_decay(config.learning_rate, epoch, drops=[config.lr_drop_epoch], factor=config.lr_drop_factor),
             )
             self.network.train()
-            for batch in task.loader("net", batch_size=config.batch_size):
+            if task.selection is not None:
+                run.report(clean_probs=task.selection.clean_probs, selected=task.selection.selected)
+            for batch in task.loader("net", batch_size=config.batch_size, index=index):
                 loss = cross_entropy_per_sample(self.network(batch.images), batch.labels).mean()
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -9,19 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lnlbench.api import Batch, TaskInfo
+from lnlbench.api import Batch, Selection, TaskInfo
 
 
 class MemoryLoader:
-    def __init__(self, task: MemoryTask, batch_size: int) -> None:
+    def __init__(self, task: MemoryTask, batch_size: int, index: Tensor | None) -> None:
         self.task, self.batch_size = task, batch_size
+        self.index = torch.arange(task.num_train) if index is None else index
 
     def __len__(self) -> int:
-        return -(-self.task.num_train // self.batch_size)
+        return -(-len(self.index) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.task.epoch)
-        for rows in torch.randperm(self.task.num_train, generator=generator).split(self.batch_size):
+        for places in torch.randperm(len(self.index), generator=generator).split(self.batch_size):
+            rows = self.index[places]
+            self.task.served.append(rows)
             yield Batch(index=rows, labels=self.task.labels[rows], views=(self.task.images[rows],))
 
     def forever(self) -> Iterator[Batch]:
@@ -41,16 +44,18 @@ class MemoryTask:
         self.images.flatten(1)[torch.arange(60), self.labels] += 2.0
         self.epoch = -1
         self.asked_loaders: list[tuple[str, int]] = []
+        self.served: list[Tensor] = []
+        self.selection: Selection | None = None
 
     def network(self, role: str, backbone: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(len(role) + len(backbone))
             return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
 
-    def loader(self, role: str, *, batch_size: int) -> MemoryLoader:
-        """Accept only what the method is meant to pass: the default view of all samples, shuffled."""
+    def loader(self, role: str, *, batch_size: int, index: Tensor | None = None) -> MemoryLoader:
+        """Accept only what the method is meant to pass: the default view, shuffled."""
         self.asked_loaders.append((role, batch_size))
-        return MemoryLoader(self, batch_size)
+        return MemoryLoader(self, batch_size, index)
 
 
 class MemoryRun:
@@ -64,6 +69,7 @@ class MemoryRun:
         self.rates: list[float] = []
         self.modes: list[bool] = []
         self.saved: dict[str, Any] = {}
+        self.reported: list[tuple[int, dict[str, Tensor]]] = []
 
     def epochs(self, total: int) -> Iterator[int]:
         start = 0
@@ -87,6 +93,9 @@ class MemoryRun:
     def log(self, **values: Tensor | float) -> None:
         self.logged.append((self.task.epoch, values))
 
+    def report(self, **verdicts: Tensor) -> None:
+        self.reported.append((self.task.epoch, verdicts))
+
 
 def task_info(dataset: str = "toy", **changes: Any) -> TaskInfo:
     facts: dict[str, Any] = {
@@ -100,6 +109,7 @@ def task_info(dataset: str = "toy", **changes: Any) -> TaskInfo:
         "class_names": ("a", "b", "c"),
         "default_backbone": "small-cnn",
         "default_epochs": 40,
+        "default_encoder": "glyphs",
         "_noise_type": "symmetric",
         "_noise_rate": 0.4,
         "asked": set(),

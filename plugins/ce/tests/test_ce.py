@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lnlbench.api import TaskInfo
+from lnlbench.api import Selection, TaskInfo, UsageError
 from lnlbench_ce import lnlbench_methods
 from lnlbench_ce.ce import CrossEntropy
 
@@ -58,6 +58,22 @@ def test_learns(make_task: Any, make_run: Any) -> None:
         assert (method.predict(task.images).argmax(1) == task.labels).float().mean() > 0.95
     assert task.asked_loaders == [("net", 16)] * 20
     assert all(run.modes)
+
+
+def test_another_methods_selection_is_all_it_trains_on(make_task: Any, make_run: Any) -> None:
+    task = make_task()
+    selected = torch.arange(60) % 4 == 0
+    task.selection = Selection(clean_probs=selected.float(), selected=selected)
+    run = make_run(task)
+    CrossEntropy(config(epochs=3)).fit(task, run)
+    assert set(torch.cat(task.served).tolist()) == set(range(0, 60, 4))
+    assert [epoch for epoch, _ in run.reported] == [0, 1, 2]
+    assert all(torch.equal(verdicts["selected"], selected) for _, verdicts in run.reported)
+
+    nothing = torch.zeros(60, dtype=torch.bool)
+    task.selection = Selection(clean_probs=nothing.float(), selected=nothing)
+    with pytest.raises(UsageError, match="the selection to start from is empty"):
+        CrossEntropy(config(epochs=1)).fit(task, make_run(task))
 
 
 def test_loss_is_the_mean_negative_log_probability(make_task: Any, make_run: Any) -> None:

@@ -31,5 +31,6 @@ def lnlbench_methods() -> Sequence[MethodEntry]:
             summary="Two networks split the data for each other by loss, then train on the parts semi-supervised.",
             paper=PAPER,
             networks_at_test=2,
+            starts_from_selection=True,
         )
     ]

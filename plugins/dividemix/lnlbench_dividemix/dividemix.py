@@ -232,6 +232,9 @@ class DivideMix(Method["DivideMix.Config"]):
         """Make one pass over all samples with cross-entropy, minus the entropy where asked for (eq. 2)."""
         learner.network.train()
         index_n = self.draw(task, run, learner, times=2)
+        if task.selection is not None:
+            # Another method found these clean (departure 17).
+            index_n = index_n[task.selection.selected[index_n]]
         for batch in task.loader(f"{learner.role} warm-up", batch_size=2 * self.config.batch_size, index=index_n):
             logits_BC = learner.network(batch.images)
             loss = cross_entropy_per_sample(logits_BC, batch.labels).mean()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lnlbench.api import Batch, TaskInfo, ValidationSplit, ViewRecipe
+from lnlbench.api import Batch, Selection, TaskInfo, ValidationSplit, ViewRecipe
 
 
 def seed_of(*parts: object) -> int:
@@ -125,6 +125,7 @@ class MemoryTask:
         self.clock = Clock()
         self.served: list[tuple[str, Tensor]] = []
         self.loaders: list[tuple[str, dict[str, Any]]] = []
+        self.selection: Selection | None = None
 
     def network(self, role: str, backbone: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -227,6 +228,7 @@ def task_info(dataset: str = "toy", noise: str = "symmetric", rate: float | None
         "class_names": (),
         "default_backbone": "small-cnn",
         "default_epochs": 40,
+        "default_encoder": "glyphs",
         "_noise_type": noise,
         "_noise_rate": rate,
         "asked": set(),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lnlbench.api import Batch, DivergedError, TaskInfo
+from lnlbench.api import Batch, DivergedError, Selection, TaskInfo
 from lnlbench.blocks.history import LossHistory
 from lnlbench.blocks.mixture import clean_probabilities
 from lnlbench_dividemix import lnlbench_methods
@@ -506,6 +506,16 @@ def test_a_draw_limits_division_warm_up_and_training(make_task: Any, make_run: A
     assert not outside[used].any()
     run.clock.move_to(3)
     assert not torch.equal(method.draw(task, run, learner), division.index), "each epoch has a draw of its own"
+
+
+def test_warm_up_starts_from_another_methods_selection(make_task: Any, make_run: Any) -> None:
+    task, method = make_task(), DivideMix(config())
+    run, (learner, _) = make_run(task), learners(method, task)
+    selected = torch.arange(task.num_train) % 3 == 0
+    task.selection = Selection(clean_probs=selected.float(), selected=selected)
+    method.warm_up(task, run, learner)
+    assert selected[torch.cat([rows for _, rows in task.served])].all()
+    assert len(method.divide(task, run, learner).index) == task.num_train, "afterwards it judges all samples itself"
 
 
 def test_a_network_that_diverged_is_reported(make_task: Any, make_run: Any) -> None:
