@@ -90,9 +90,9 @@ def suites_page(registry: Registry) -> str:
 
 
 def extensions_page(registry: Registry) -> str:
-    """Datasets, noise generators, backbones and executors."""
-    lines = ["# Datasets, noise, backbones, executors", ""]
-    for kind in ("datasets", "noise", "backbones", "executors"):
+    """Datasets, noise generators, backbones, encoders and executors."""
+    lines = ["# Datasets, noise, backbones, encoders, executors", ""]
+    for kind in ("datasets", "noise", "backbones", "encoders", "executors"):
         lines += [f"## {kind.capitalize()}", "", "| name | what | options |", "| --- | --- | --- |"]
         lines += [_extension_row(registered) for registered in registry.catalogues()[kind]]
         lines.append("")

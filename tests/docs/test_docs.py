@@ -17,11 +17,16 @@ from typing import Any
 
 import click
 import pytest
+import torch
 
 import lnlbench
 from lnlbench import hookspecs
 from lnlbench.cli.main import _COMMANDS
+from lnlbench.engine.data import find_dataset, load_data
+from lnlbench.engine.encoders import Encoders, TrainingImages
+from lnlbench.engine.views import ImageStore
 from lnlbench.plugins import discover
+from lnlbench.store import LocalDataStore
 
 ROOT = Path(os.environ.get("LNLBENCH_SOURCE") or Path(__file__).resolve().parents[2])
 DOCS = ROOT / "docs"
@@ -96,6 +101,7 @@ def test_the_page_about_extensions_works(stripes: str, cli: Callable[..., Any], 
         (registry.datasets, "stripes"),
         (registry.noise, "to-zero"),
         (registry.backbones, "linear"),
+        (registry.encoders, "parities"),
         (registry.executors, "nice"),
         (registry.suites, "stripes-zero"),
     ):
@@ -109,8 +115,28 @@ def test_the_page_about_extensions_works(stripes: str, cli: Callable[..., Any], 
     assert float(row["last_mean"]) > 60
 
 
+def test_the_encoder_of_the_page_about_extensions_knows_its_classes(stripes: str, workplace: Path) -> None:
+    registry = discover()
+    data = load_data(find_dataset(registry, "stripes"), LocalDataStore(workplace / "data"))
+    images = TrainingImages(
+        ImageStore(torch.from_numpy(data.images.train_images), (0.5,), (0.3,), 0, torch.device("cpu")),
+        data.facts.digest,
+        (0.5,),
+        (0.3,),
+    )
+    encoders = Encoders(
+        registry.encoders, images, workplace / "features", torch.device("cpu"), "float32", print, offline=True
+    )
+    encoder = encoders.get(registry.suites.find("stripes-zero").entry.encoder)
+    cosines = encoder.training_features() @ encoder.text_features(data.class_names).T
+    assert (cosines.argmax(1).numpy() == data.images.train_labels).mean() > 0.9
+    context = encoder.token_embeddings("even rows").requires_grad_()
+    encoder.prompt_features(context, data.class_names).square()[0, 1].backward()
+    assert context.grad is not None
+
+
 def test_the_page_about_extensions_lists_every_hook_with_a_real_example() -> None:
-    assert len(HOOKS) == 6
+    assert len(HOOKS) == 7
     rows = re.findall(
         r"^\| `(lnlbench_\w+)` \| `(\w+)` \| .* \| `(\S+)` \|$", (DOCS / "howto/extend.md").read_text(), re.M
     )
