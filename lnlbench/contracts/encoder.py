@@ -112,7 +112,7 @@ class Encoder(Protocol):
         """
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Map T texts to ``features_TE``, without gradient; each text is computed once per run."""
+        """Map T texts to ``features_TE``, without gradient; a set of texts is computed once per data folder."""
 
     def token_embeddings(self, text: str) -> Tensor:
         """Return ``tokens_LD`` of a text: what a learnable context may start from."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,20 +168,21 @@ class TaskEncoder:
     def training_features(self) -> Tensor:
         """See :meth:`lnlbench.contracts.encoder.Encoder.training_features`."""
         if self._training is None:
-            self._training = torch.from_numpy(self._stored_or_computed()).to(self._device)
+            stored = self._kept("image", self._image_facts(), self._images.source.size, self._encode_training_images)
+            self._training = torch.from_numpy(stored).to(self._device)
         return self._training
 
     def image_features(self, images: Tensor) -> Tensor:
         """See :meth:`lnlbench.contracts.encoder.Encoder.image_features`."""
         return self._encode(images, half=self._half)
 
-    @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """See :meth:`lnlbench.contracts.encoder.Encoder.text_features`."""
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        for start in range(0, len(new), _TEXTS):
-            part = new[start : start + _TEXTS]
-            self._texts.update(zip(part, _unit(self._model.encode_texts(part)), strict=True))
+        if new:
+            facts = {"format": _FORMAT, "texts": new, "encoder": self.name, "weights": self.fingerprint}
+            features = self._kept("text", facts, len(new), lambda: self._encode_texts(new))
+            self._texts.update(zip(new, torch.from_numpy(features).to(self._device), strict=True))
         if not texts:
             return torch.empty(0, self.embed_dim, device=self._device)
         return torch.stack([self._texts[text] for text in texts])
@@ -209,23 +210,24 @@ class TaskEncoder:
     def _per_channel(self, values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None, None]
 
-    def _stored_or_computed(self) -> NDArray[np.float32]:
-        """Return ``features_NE``: from the disk, or computed and then kept there."""
-        facts = self._facts()
+    def _kept(
+        self, kind: str, facts: dict[str, object], count: int, compute: Callable[[], NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """Return features of shape ``(count, E)``: from the disk, or computed and then kept there."""
         folder = make_folder(self._root / f"{safe_name(self.name)[-64:]}-{digest(facts)[:16]}")
-        stage = f"image features ({self.name})"
+        stage = f"{kind} features ({self.name})"
         self._emit({"event": "stage", "stage": stage})
         # Runs that need the same features wait here for the first of them.
         with filelock.FileLock(folder / ".lock"):
             remove_leftovers(folder)
-            stored = self._read(folder)
-            features = self._compute() if stored is None else stored
+            stored = self._read(folder, count)
+            features = compute() if stored is None else stored
             if stored is None:
                 _write(folder, features, facts)
         self._emit({"event": "stage done", "stage": stage, "cached": stored is not None})
         return features
 
-    def _facts(self) -> dict[str, object]:
+    def _image_facts(self) -> dict[str, object]:
         """Return everything the features of the training set depend on, down to rounding."""
         source = self._images.source
         return {
@@ -240,7 +242,7 @@ class TaskEncoder:
             "resize": "bicubic",
         }
 
-    def _compute(self) -> NDArray[np.float32]:
+    def _encode_training_images(self) -> NDArray[np.float32]:
         source = self._images.source
         order = torch.arange(source.size, device=self._device)
         features = np.empty((source.size, self.embed_dim), np.float32)
@@ -250,7 +252,13 @@ class TaskEncoder:
             start += len(images)
         return features
 
-    def _read(self, folder: Path) -> NDArray[np.float32] | None:
+    @torch.no_grad()
+    def _encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        parts = [_unit(self._model.encode_texts(texts[at : at + _TEXTS])) for at in range(0, len(texts), _TEXTS)]
+        features: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return features
+
+    def _read(self, folder: Path, count: int) -> NDArray[np.float32] | None:
         """Return what is stored; ``None`` if there is nothing, or, with a warning, if it is damaged."""
         if not (folder / "features.json").exists():
             return None
@@ -259,7 +267,7 @@ class TaskEncoder:
             if sha256_file(path) != read_json(folder / "features.json")["sha256"]:
                 raise ValueError("its content does not match its checksum")
             features: NDArray[np.float32] = np.load(path, allow_pickle=False)
-            if features.shape != (self._images.source.size, self.embed_dim) or features.dtype != np.float32:
+            if features.shape != (count, self.embed_dim) or features.dtype != np.float32:
                 raise ValueError(f"it has {features.dtype} of shape {features.shape}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"{path} is damaged ({reason(error)}); the features are computed again"

@@ -329,6 +329,16 @@ def test_each_text_is_computed_once_per_run(make: Callable[..., Encoders]) -> No
     assert sum(ENCODED) == 2 + 300
 
 
+def test_a_set_of_texts_is_kept_for_later_runs(make: Callable[..., Encoders]) -> None:
+    texts = ["a cat.", "a dog."]
+    first = make().get("tiny-clip:1").text_features(texts)
+    assert torch.equal(make().get("tiny-clip:1").text_features(texts), first)
+    assert ENCODED == [2], "the second run read them"
+    make().get("tiny-clip:1").text_features(["a cat.", "a bird."])
+    make().get("tiny-clip:2").text_features(texts)
+    assert ENCODED == [2, 2, 2], "other texts and other weights have features of their own"
+
+
 def test_prompts_start_as_texts_and_train_the_context_alone(make: Callable[..., Encoders]) -> None:
     encoder = make().get("tiny-clip:1")
     names = ["cat", "grand piano"]
