@@ -13,6 +13,7 @@ from lnlbench.engine.planner import noise_spec
 from lnlbench.engine.prepare import Requirement, of_suite
 from lnlbench.leaderboard.aggregate import Row
 from lnlbench.plugins import Registered, Registry, discover
+from lnlbench.records import NoiseSpec
 
 _LITERAL = re.compile(r"[A-Za-z0-9-]+@(?:LEVEL|\d\.\d+)|lnlbench run --.*(?<! )")
 
@@ -122,11 +123,17 @@ def _coverage_row(registry: Registry, table: str, column: str, suite: str, tasks
     found = registry.suites.find(suite).entry
     levels = [found.task(task) for task in tasks]
     noises = [noise_spec(registry, found, level, 1) for level in levels]
-    variants = "; ".join(dict.fromkeys(noise.variant for noise in noises))
+    # In words: a long piece of code would not wrap.
+    variants = "; ".join(dict.fromkeys(_variant(noise) for noise in noises))
     fetch = "; ".join(dict.fromkeys(_short_need(registry, each) for each in of_suite(registry, found, levels)))
     named = " ".join(f"`{task}`" for task in tasks)
     text = f"{_cell(column)}. {_cell(note)}" if note else _cell(column)
-    return f"| {table} | {text} | `{suite}`: {named} | `{_cell(variants)}` | {_cell(found.facts)} | {fetch} |"
+    return f"| {table} | {text} | `{suite}`: {named} | {_cell(variants)} | {_cell(found.facts)} | {fetch} |"
+
+
+def _variant(noise: NoiseSpec) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in sorted(noise.options.items()))
+    return f"{noise.generator}: {options}" if options else noise.generator
 
 
 def _short_need(registry: Registry, requirement: Requirement) -> str:
