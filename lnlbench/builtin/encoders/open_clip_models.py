@@ -6,6 +6,7 @@ space.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 import zipfile
@@ -231,6 +232,9 @@ def _published_weights(name: str, model: str, facts: dict[str, Any]) -> Path:
 def _download(repository: str, files: Sequence[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    # The client tells of every attempt; what came of them is told in one line by the caller.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     *first, last = files
     for each in first:
