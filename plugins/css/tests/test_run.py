@@ -57,6 +57,6 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path: Path, monkey
         np.testing.assert_array_equal(one["predictions"], other["predictions"])
     # Both criteria are scored beside their combination.
     assert {"clean_auc", "clean_auc.loss", "clean_auc.clip"} <= set(rows(whole)[-1]["selection"])
-    # Pre-training and image features were computed once for all three.
+    # Pre-training, and the features of images and of texts, were computed once for all three.
     assert len(list((tmp_path / "data").rglob("result.pt"))) == 1
-    assert len(list((tmp_path / "data").rglob("features.npy"))) == 1
+    assert len(list((tmp_path / "data").rglob("features.npy"))) == 2
