@@ -239,7 +239,7 @@ def _show_plan(planned: Plan, runs: Path, as_json: bool) -> int:
                 "suite": cell.suite,
                 "task": cell.task,
                 "method": cell.method.name,
-                "selector": "" if cell.selector is None else cell.selector.name,
+                "selector": cell.selector and cell.selector.name,
                 "seed": cell.seed,
                 "epochs": cell.method.config["epochs"],
                 "reduced": list(cell.reduced),
@@ -258,7 +258,8 @@ def _show_plan(planned: Plan, runs: Path, as_json: bool) -> int:
         table.add_column(column)
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["method"], row["suite"], row["task"]), []).append(row)
+        name = f"{row['selector']}+{row['method']}" if row["selector"] else row["method"]
+        groups.setdefault((name, row["suite"], row["task"]), []).append(row)
     for (method, suite, task), members in groups.items():
         missing = [row for row in members if not row["done"]]
         known = [row["estimated_seconds"] for row in missing if row["estimated_seconds"] is not None]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lnlbench.errors import PluginError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -93,7 +95,7 @@ class Method(ABC, Generic[ConfigT]):
 
         Other methods can start from it (``--select``), and ``lnlbench select`` writes it down.
         """
-        raise NotImplementedError(f"{type(self).__name__} selects nothing before training")
+        raise PluginError(f"{type(self).__name__} has no select(), although its entry says that it selects")
 
     @abstractmethod
     def predict(self, images: Tensor) -> Tensor:

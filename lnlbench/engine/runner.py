@@ -228,11 +228,17 @@ def select_before(spec: MethodSpec, task: DeviceTask, live: LiveRun, registry: R
     """Have a method select clean samples before anything is trained.
 
     Raises:
-        PluginError: It returned something other than a selection of the training set.
+        PluginError: It failed, or returned something other than a selection of the training set.
     """
     emit({"event": "stage", "stage": f"selection by {spec.name}"})
     began = time.monotonic()
-    selection = build_method(spec, registry).select(task, RunDoor(live))
+    try:
+        selection = build_method(spec, registry).select(task, RunDoor(live))
+    except (LnlbenchError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        provider = Provider(spec.distribution, spec.version)
+        raise PluginError(f"select() of {spec.name} ({provider}) failed: {one_line(error)}") from error
     for name, values, kind in (
         ("clean_probs", selection.clean_probs, "a float"),
         ("selected", selection.selected, "a bool"),

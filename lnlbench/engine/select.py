@@ -12,9 +12,9 @@ import torch
 
 from lnlbench.contracts.suite import Suite
 from lnlbench.engine.device import set_determinism
-from lnlbench.engine.live import LiveRun, RunDoor
+from lnlbench.engine.live import LiveRun
 from lnlbench.engine.realisation import NoiseRealisation
-from lnlbench.engine.runner import build_method, open_task, stage_base
+from lnlbench.engine.runner import open_task, select_before, stage_base
 from lnlbench.engine.scoring import PredictionLog, Verdicts, score_verdicts
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.tracking import Emit
@@ -89,7 +89,7 @@ def select(
         stages,
         emit,
     )
-    selection = build_method(cell.method, registry).select(opened.task, RunDoor(live))
+    selection = select_before(cell.method, opened.task, live, registry, emit)
     verdicts = Verdicts(
         name="",
         clean_probs=selection.clean_probs.cpu().numpy().astype(np.float64),

@@ -112,6 +112,8 @@ class Odd(Method[OddConfig]):
 
     def select(self, task: Any, run: Any) -> Selection:
         clean_probs = torch.rand(task.num_train, generator=run.rng("select").torch)
+        if self.config.what == "raise":
+            raise IndexError("list index out of range")
         if self.config.what == "short selection":
             return Selection(clean_probs[:3], clean_probs[:3] > 0.5)
         if self.config.what == "float selection":
@@ -283,15 +285,19 @@ def test_a_method_starts_from_anothers_selection(run_odd: Callable[..., Path]) -
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("short selection", r"clean_probs as torch\.float32 of shape \(3,\); expected a float tensor of \(150,\)"),
-        ("float selection", r"selected as torch\.float32 of shape \(150,\); expected a bool tensor"),
+        ("raise", r"\(lnlbench-odd 3\.1\) failed: IndexError: list index out of range"),
+        (
+            "short selection",
+            r"returned clean_probs as torch\.float32 of shape \(3,\); expected a float tensor of \(150,\)",
+        ),
+        ("float selection", r"returned selected as torch\.float32 of shape \(150,\); expected a bool tensor"),
     ],
 )
 def test_a_selection_that_is_none_is_named(
     what: str, said: str, odd: Registry, make_cells: MakeCells, run_here: RunHere
 ) -> None:
     (cell,) = make_cells(odd, methods=["odd"], select="chooser", overrides={"chooser.what": what}, epochs=3)
-    assert re.search(f"select\\(\\) of chooser returned {said}", failure_of(run_here(cell, odd)[0]))
+    assert re.search(rf"select\(\) of chooser {said}", failure_of(run_here(cell, odd)[0]))
 
 
 def test_a_finished_cell_is_left_alone(run_odd: Callable[..., Path]) -> None:

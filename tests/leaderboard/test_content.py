@@ -417,7 +417,10 @@ def test_partly_known_noise_passes(run: Run, board: Path, noise: dict[str, Any])
     files = Files.of(folder)
     known(files, **noise)
     files.write(folder)
-    bundle.verify(bundle.add(folder, board).folder)
+    added = bundle.add(folder, board)
+    bundle.verify(added.folder)
+    kept = bundle.read(added.folder).noise.model_dump()
+    assert {name: kept[name] for name in noise} == noise
 
 
 @pytest.mark.parametrize(
