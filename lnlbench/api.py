@@ -18,7 +18,7 @@ from lnlbench.contracts.dataset import (
 )
 from lnlbench.contracts.encoder import Encoder, EncoderEntry, EncoderFactory, VisionLanguageModel
 from lnlbench.contracts.executor import Executor, ExecutorEntry, Job, Launcher, Listener, Resources
-from lnlbench.contracts.method import Method, MethodConfig, MethodEntry, Paper
+from lnlbench.contracts.method import Ensemble, Method, MethodConfig, MethodEntry, Paper
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry, NoiseGenerator, ReleasedLabels
 from lnlbench.contracts.run import Run, Stage, Stateful, Stream
 from lnlbench.contracts.suite import NoiseSettings, Suite, SuiteFile, SuiteTask
@@ -66,6 +66,7 @@ __all__ = [
     "Encoder",
     "EncoderEntry",
     "EncoderFactory",
+    "Ensemble",
     "Executor",
     "ExecutorEntry",
     "GeneratedLabels",

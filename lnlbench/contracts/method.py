@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -60,6 +62,19 @@ class MethodConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """What several networks say of test images: together, which is the method's answer, and each by itself.
+
+    Shapes: B batch, C classes.
+    """
+
+    logits: Tensor
+    """``logits_BC``, float32: the answer, any monotone score per class. Scores and ranks rest on it."""
+    networks: Mapping[str, Tensor]
+    """``logits_BC`` of each network by name; the log shows its accuracy on the main test set beside the answer's."""
+
+
 class Method(ABC, Generic[ConfigT]):
     """One method. The order of members below is the order in which every method's file reads.
 
@@ -98,12 +113,13 @@ class Method(ABC, Generic[ConfigT]):
         raise PluginError(f"{type(self).__name__} has no select(), although its entry says that it selects")
 
     @abstractmethod
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor | Ensemble:
         """Score test images; called by the harness without gradient, tracked modules in eval mode.
 
         Args:
             images: ``images_BCHW``, float32, normalised, channels-last, on the run's device.
 
         Returns:
-            ``logits_BC`` (any monotone score per class), float32.
+            ``logits_BC`` (any monotone score per class), float32; or an :class:`Ensemble`, if the accuracy of each network
+            by itself is to be logged as well.
         """

@@ -95,7 +95,8 @@ class LiveRun(Tracker):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         trained = time.monotonic()
-        accuracies = self.predictions.add(epoch, self._predict(self.modules()))
+        answers = self._predict(self.modules())
+        accuracies = self.predictions.add(epoch, answers)
         accuracy = accuracies.pop("")
         evaluated = time.monotonic()
         selection = score_verdicts(self._verdicts, self._truth)
@@ -111,6 +112,8 @@ class LiveRun(Tracker):
         }
         if accuracies:
             row["accuracies"] = accuracies
+        if answers[""].networks:
+            row["networks"] = _rounded(answers[""].networks)
         self.rows.append(row)
         self._append(row)
         self.seconds.train += seconds["train"]

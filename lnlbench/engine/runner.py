@@ -14,11 +14,11 @@ from typing import Any
 
 import filelock
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lnlbench.contracts.dataset import Split
 from lnlbench.contracts.executor import Job
-from lnlbench.contracts.method import Method
+from lnlbench.contracts.method import Ensemble, Method
 from lnlbench.contracts.suite import Suite
 from lnlbench.contracts.task import Selection
 from lnlbench.contracts.views import PLAIN, ViewRecipe
@@ -309,21 +309,37 @@ class Tester:
         batch_size = _TEST_BATCH if source.height * source.width <= _SMALL else _LARGE_TEST_BATCH
         count = -(-source.size // batch_size)
         classes, hits, finite = [], [], []
+        hits_alone: dict[str, Tensor] = {}
         order = torch.arange(source.size, device=self._device)
         for batch, (images,) in enumerate(source.batches(order, batch_size, count, (PLAIN,), (0,))):
-            logits = self._method.predict(images)
-            if tuple(logits.shape) != (len(images), self._num_classes):
-                raise PluginError(
-                    f"predict() returned shape {tuple(logits.shape)}, expected {(len(images), self._num_classes)}"
-                )
+            right = labels[batch * batch_size : (batch + 1) * batch_size]
+            answer = self._method.predict(images)
+            if isinstance(answer, Ensemble):
+                logits = answer.logits
+                for network, alone in answer.networks.items():
+                    self._check_shape(alone, images)
+                    finite.append(torch.isfinite(alone).all())
+                    hits_alone[network] = hits_alone.get(network, 0) + (alone.argmax(1) == right).sum()
+            else:
+                logits = answer
+            self._check_shape(logits, images)
             finite.append(torch.isfinite(logits).all())
             classes.append(logits.argmax(1))
             if self._top5:
-                right = labels[batch * batch_size : (batch + 1) * batch_size]
                 hits.append((logits.topk(_TOP, dim=1).indices == right[:, None]).any(1))
         if not bool(torch.stack(finite).all()):
             raise DivergedError("a test score is not finite")
-        return Answers(torch.cat(classes).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None)
+        return Answers(
+            torch.cat(classes).cpu().numpy(),
+            torch.cat(hits).cpu().numpy() if hits else None,
+            {network: int(count) / source.size for network, count in hits_alone.items()},
+        )
+
+    def _check_shape(self, logits: Tensor, images: Tensor) -> None:
+        if tuple(logits.shape) != (len(images), self._num_classes):
+            raise PluginError(
+                f"predict() returned shape {tuple(logits.shape)}, expected {(len(images), self._num_classes)}"
+            )
 
 
 def _commit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -174,6 +174,8 @@ class Answers:
     """``(M,)``: the class of the highest score."""
     top5: NDArray[np.bool_] | None
     """``(M,)``: whether the right class is among the five highest scores; ``None`` if not asked for."""
+    networks: dict[str, float] = field(default_factory=dict)
+    """Accuracy of each network by itself, where the method tells them apart; for the log only."""
 
 
 class PredictionLog:

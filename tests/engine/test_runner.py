@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lnlbench.builtin.datasets.digits import Digits
 from lnlbench.contracts.dataset import DatasetEntry, DataStore, ImageData
 from lnlbench.contracts.executor import Job
-from lnlbench.contracts.method import Method, MethodConfig, MethodEntry
+from lnlbench.contracts.method import Ensemble, Method, MethodConfig, MethodEntry
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry
 from lnlbench.contracts.suite import Suite
 from lnlbench.contracts.task import Selection, TaskInfo
@@ -120,7 +120,7 @@ class Odd(Method[OddConfig]):
             return Selection(clean_probs, clean_probs)
         return Selection(clean_probs, clean_probs > 0.5)
 
-    def predict(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor | Ensemble:
         assert not self.network.training
         assert not torch.is_grad_enabled()
         logits: Tensor = self.network(images)
@@ -131,6 +131,10 @@ class Odd(Method[OddConfig]):
                 return logits.argmax(1)
             case "nan predictions":
                 return logits * float("nan")
+            case "ensemble":
+                return Ensemble(logits, {"right": logits, "upside_down": -logits})
+            case "wide ensemble":
+                return Ensemble(logits, {"wide": logits.repeat(1, 2)})
             case "no tensor":
                 return logits.tolist()  # type: ignore[no-any-return]
         return logits
@@ -270,6 +274,15 @@ def test_open_set_verdicts_are_scored_against_the_truth(
     assert record.selection["clean_precision"] == pytest.approx((~wrong & ~outside)[third == 0].mean(), abs=1e-5)
 
 
+def test_each_network_of_an_ensemble_is_logged_beside_the_answer(run_odd: Callable[..., Path]) -> None:
+    folder = run_odd("ensemble")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["networks"]["right"] == pytest.approx(row["test_accuracy"], abs=1e-5)
+        assert row["networks"]["upside_down"] < 0.1 < row["networks"]["right"]
+    assert record_of(folder).scores == record_of(run_odd()).scores
+
+
 def test_a_method_starts_from_anothers_selection(run_odd: Callable[..., Path]) -> None:
     folder = run_odd(select="chooser")
     selection = SEEN["task"].selection
@@ -402,6 +415,7 @@ def test_a_failed_cell_is_resumed(
         ("log without epochs", "odd returned from fit() without iterating over run.epochs()"),
         ("wide predictions", "epoch 0: predict() returned shape (360, 20), expected (360, 10)"),
         ("flat predictions", "epoch 0: predict() returned shape (360,), expected (360, 10)"),
+        ("wide ensemble", "epoch 0: predict() returned shape (360, 20), expected (360, 10)"),
         ("no tensor", "odd (lnlbench-odd 3.1) failed in epoch 0: AttributeError"),
         ("track late", "track(more) came after epochs(); track everything before the loop"),
         ("stage late", "stage('s') came after epochs(); stages come before training"),
