@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from lnlbench.builtin.backbones.cifar_resnet import resnet18_cifar
 from lnlbench.builtin.backbones.cnn7 import cnn7
 from lnlbench.builtin.backbones.preact_resnet import PreActBlock, preact_resnet18
 from lnlbench.builtin.backbones.small_cnn import small_cnn
@@ -121,6 +122,21 @@ def test_preact_resnet18_has_no_norm_after_the_last_block() -> None:
     np.testing.assert_allclose(features.numpy(), expected, atol=1e-3 * np.abs(expected).max())
     # The last block ends in a sum, not in an activation.
     assert (features < 0).any()
+
+
+def test_resnet18_cifar_keeps_the_resolution_in_its_stem() -> None:
+    network = resnet18_cifar("resnet18-cifar", num_classes=10, channels=3, image_size=32)
+    # ImageNet's 11,689,512, with 10 classes for 1,000 and a 3x3 stem for the 7x7 one.
+    assert sum(p.numel() for p in network.parameters()) == 11_689_512 - 990 * 513 - 64 * 3 * (49 - 9)
+    sizes = []
+    for layer in network.layers.children():  # type: ignore[operator, union-attr]
+        layer.register_forward_hook(lambda _, __, maps: sizes.append(tuple(maps.shape[1:])))
+    features = network.embed(torch.rand(2, 3, 32, 32))  # type: ignore[operator]
+    assert sizes[2:7] == [(64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+    assert features.shape == (2, 512)
+    assert features.min() >= 0  # after a ReLU: post-activation
+    grey = resnet18_cifar("resnet18-cifar", num_classes=10, channels=1, image_size=8)
+    assert grey(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
 def test_cnn7_by_hand() -> None:

@@ -11,6 +11,11 @@ ENTRIES = (
         summary="PreAct ResNet-18 for 32-pixel images, as in DivideMix's released code (11.2 M parameters).",
     ),
     BackboneEntry(
+        name="resnet18-cifar",
+        target="lnlbench.builtin.backbones.cifar_resnet:resnet18_cifar",
+        summary="ResNet-18 with a 3x3 stem and no max-pooling, for 32-pixel images (11.2 M parameters).",
+    ),
+    BackboneEntry(
         name="cnn7",
         target="lnlbench.builtin.backbones.cnn7:cnn7",
         summary="Six convolutions and a linear layer, the '7-layer CNN' of JoCoR and Jo-SRC.",
