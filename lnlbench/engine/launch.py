@@ -61,7 +61,15 @@ class EngineLauncher:
         elif device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
         # Unbuffered, so that the log has the last words of a worker that dies.
-        return [sys.executable, "-u", "-m", "lnlbench.engine.launch", str(job.folder), inner], environment
+        return [
+            sys.executable,
+            "-u",
+            *_search_path(),
+            "-m",
+            "lnlbench.engine.launch",
+            str(job.folder),
+            inner,
+        ], environment
 
 
 def main() -> int:
@@ -86,6 +94,12 @@ def main() -> int:
 
     EngineLauncher(discover()).here(job, device, listen)
     return 0
+
+
+def _search_path() -> list[str]:
+    # A worker imports what its coordinator does: unless that one looks there, a folder that happens to be named like
+    # a package must not be taken for it because one works beside it.
+    return [] if {"", str(Path.cwd())} & set(sys.path) else ["-P"]
 
 
 def _error(error: LnlbenchError) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def one_error(answer: Any, code: int = 2) -> str:
 
 def test_a_run_is_scored_and_its_second_issue_runs_nothing(cli: Cli, cli_process: Cli, workplace: Path) -> None:
     command = (*RUN, "--epochs", "2")
+    # Whoever works in a folder that holds something named like a package still runs what is installed.
+    (workplace / "lnlbench").mkdir()
+    (workplace / "lnlbench" / "__init__.py").write_text("raise ImportError('not the one that is installed')")
     first = cli_process(*command)
     assert first.code == 0, first.err
     assert "ce digits-sym@0.40 seed 1: started on cpu" in first.err
