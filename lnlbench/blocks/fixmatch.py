@@ -39,15 +39,50 @@ def pseudo_label_loss(
     >>> pseudo_label_loss(weak, strong, 0.95)
     (tensor(0.4307), tensor(0.6667))
     """
+    confidence_B, losses_B = _pseudo_labelled(weak_logits_BC, strong_logits_BC, hard=hard)
+    rows = max(losses_B.shape[0], 1)
+    kept_B = (confidence_B > threshold).to(confidence_B.dtype)
+    return (kept_B * losses_B).sum() / rows, kept_B.sum() / rows
+
+
+def pseudo_label_losses(
+    weak_logits_BC: Tensor, strong_logits_BC: Tensor, threshold: float, *, hard: bool
+) -> tuple[Tensor, Tensor]:
+    r"""Compute the terms of :func:`pseudo_label_loss` for every sample (Fan & Li 2025, CCL, eq. 7).
+
+    Here a row whose largest probability equals the threshold is kept too. Gradient flows to the strong logits only.
+
+    Args:
+        weak_logits_BC: ``(B, C)``, floating point.
+        strong_logits_BC: ``(B, C)``, floating point.
+        threshold: A row is kept if its largest probability is no less.
+        hard: Teach the most probable class (CCL) instead of all probabilities.
+
+    Returns:
+        The losses ``(B,)``, 0 in rows that are not kept, and ``(B,)`` without gradient: 1 where a row is kept, else 0.
+
+    Raises:
+        ValueError: The two shapes differ.
+
+    >>> import torch
+    >>> weak = torch.tensor([[6.0, 0.0, 1.0], [2.0, 1.5, 0.0], [0.0, 5.0, 0.5]])
+    >>> strong = torch.tensor([[2.0, 0.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    >>> pseudo_label_losses(weak, strong, 0.95, hard=True)
+    (tensor([0.4076, 0.0000, 0.8620]), tensor([1., 0., 1.]))
+    """
+    confidence_B, losses_B = _pseudo_labelled(weak_logits_BC, strong_logits_BC, hard=hard)
+    kept_B = (confidence_B >= threshold).to(confidence_B.dtype)
+    return kept_B * losses_B, kept_B
+
+
+def _pseudo_labelled(weak_logits_BC: Tensor, strong_logits_BC: Tensor, *, hard: bool) -> tuple[Tensor, Tensor]:
+    """Return the weak views' largest probabilities, and the cross-entropy of the strong views with what they say."""
     if weak_logits_BC.shape != strong_logits_BC.shape:
         raise ValueError(
             f"weak and strong logits must have one shape, got {tuple(weak_logits_BC.shape)} "
             f"and {tuple(strong_logits_BC.shape)}"
         )
-    rows = max(weak_logits_BC.shape[0], 1)
     probs_BC = F.softmax(weak_logits_BC.detach(), dim=1)
     confidence_B, class_B = probs_BC.max(dim=1)
-    kept_B = (confidence_B > threshold).to(probs_BC.dtype)
     target = class_B if hard else probs_BC
-    losses_B = F.cross_entropy(strong_logits_BC, target, reduction="none")
-    return (kept_B * losses_B).sum() / rows, kept_B.sum() / rows
+    return confidence_B, F.cross_entropy(strong_logits_BC, target, reduction="none")

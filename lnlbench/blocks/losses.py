@@ -33,6 +33,28 @@ def cross_entropy_per_sample(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_BC, labels_B, reduction="none")
 
 
+def soft_cross_entropy_per_sample(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
+    r"""Compute :math:`\ell_b = -\sum_c t_{bc} \log \mathrm{softmax}(z_b)_c` for every sample.
+
+    Gradient flows to logits and, if they ask for it, to targets.
+
+    Args:
+        logits_BC: ``(B, C)``, floating point.
+        targets_BC: ``(B, C)``, floating point, rows of probabilities.
+
+    Returns:
+        ``(B,)``, non-negative.
+
+    Raises:
+        ValueError: The two shapes differ.
+
+    >>> logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    >>> soft_cross_entropy_per_sample(logits, torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]]))
+    tensor([0.3698, 1.0514])
+    """
+    return -_weighted_log_probs(logits_BC, targets_BC).sum(dim=1)
+
+
 def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
     r"""Compute cross-entropy with soft targets, :math:`-\frac1B \sum_b \sum_c t_{bc} \log \mathrm{softmax}(z_b)_c`.
 
@@ -52,8 +74,8 @@ def soft_cross_entropy(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
     >>> soft_cross_entropy(logits, torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]]))
     tensor(0.7106)
     """
-    _require_equal_shapes(logits_BC, targets_BC)
-    return -(targets_BC * F.log_softmax(logits_BC, dim=1)).sum() / max(logits_BC.shape[0], 1)
+    # One sum over rows and classes; a sum of row sums would round otherwise.
+    return -_weighted_log_probs(logits_BC, targets_BC).sum() / max(logits_BC.shape[0], 1)
 
 
 def squared_error_of_probs(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
@@ -119,6 +141,11 @@ def negative_entropy(logits_BC: Tensor) -> Tensor:
     """
     log_probs_BC = F.log_softmax(logits_BC, dim=1)
     return (log_probs_BC.exp() * log_probs_BC).sum() / max(logits_BC.shape[0], 1)
+
+
+def _weighted_log_probs(logits_BC: Tensor, targets_BC: Tensor) -> Tensor:
+    _require_equal_shapes(logits_BC, targets_BC)
+    return targets_BC * F.log_softmax(logits_BC, dim=1)
 
 
 def _require_equal_shapes(logits_BC: Tensor, targets_BC: Tensor) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def prepare(
     names: tuple[str, ...], data: Path | None, offline: bool, edition: str | None, verify: bool, decode: bool
 ) -> int:
-    r"""Fetch and verify data of datasets, suites, tasks (SUITE@LEVEL) or released labels NAMES; say what is missing.
+    """Fetch and verify data of datasets, suites, tasks (SUITE@LEVEL) or released labels NAMES; say what is missing.
 
     Public archives are downloaded, with progress, and checked. For data that only their owners may hand out, the
     command says what belongs where and checks what is there. With --edition, files that deliberately differ from the

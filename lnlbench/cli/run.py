@@ -98,7 +98,7 @@ def run(
     offline: bool,
     as_json: bool,
 ) -> int:
-    r"""Train methods on noisy suites and score them into a leaderboard.
+    """Train methods on noisy suites and score them into a leaderboard.
 
     A cell is one method (with its options) on one task with one seed. The same command issued again runs only the cells
     that are missing and resumes those that were interrupted. The exit code is 1 if any cell failed.

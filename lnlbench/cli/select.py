@@ -48,7 +48,7 @@ def select(
     offline: bool,
     as_json: bool,
 ) -> int:
-    r"""Select clean samples without training; write and score the verdicts.
+    """Select clean samples without training; write and score the verdicts.
 
     One CSV per task and seed: index, given label, clean probability, selected. The scores printed are against true
     labels, which the method does not see.

@@ -14,6 +14,7 @@ from lnlbench.blocks.losses import (
     cross_entropy_per_sample,
     negative_entropy,
     soft_cross_entropy,
+    soft_cross_entropy_per_sample,
     squared_error_of_probs,
 )
 
@@ -58,13 +59,17 @@ def test_formulas(generator: np.random.Generator, dtype: torch.dtype, rows: int,
     tolerance = 1e-5 if dtype == torch.float32 else 1e-11
 
     per_sample = [-math.log(probs[row, label]) for row, label in enumerate(labels)]
-    soft = sum(-targets[b, c] * math.log(probs[b, c]) for b in range(rows) for c in range(classes)) / rows
+    soft_per_sample = [sum(-targets[b, c] * math.log(probs[b, c]) for c in range(classes)) for b in range(rows)]
+    soft = sum(soft_per_sample) / rows
     squared = sum((probs[b, c] - targets[b, c]) ** 2 for b in range(rows) for c in range(classes)) / (rows * classes)
     mean = [sum(probs[b, c] for b in range(rows)) / rows for c in range(classes)]
     balance = sum((1 / classes) * math.log((1 / classes) / mean[c]) for c in range(classes))
     entropy = sum(probs[b, c] * math.log(probs[b, c]) for b in range(rows) for c in range(classes)) / rows
 
     np.testing.assert_allclose(cross_entropy_per_sample(z, y).numpy(), per_sample, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        soft_cross_entropy_per_sample(z, t).numpy(), soft_per_sample, rtol=tolerance, atol=tolerance
+    )
     for found, expected in (
         (soft_cross_entropy(z, t), soft),
         (squared_error_of_probs(z, t), squared),
@@ -73,6 +78,12 @@ def test_formulas(generator: np.random.Generator, dtype: torch.dtype, rows: int,
     ):
         assert found.dtype == dtype
         assert found.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def test_mean_soft_cross_entropy_is_one_sum_over_rows_and_classes(generator: np.random.Generator) -> None:
+    logits = torch.tensor(generator.normal(size=(37, 10)), dtype=torch.float32)
+    targets = torch.tensor(generator.dirichlet(np.ones(10), size=37), dtype=torch.float32)
+    assert torch.equal(soft_cross_entropy(logits, targets), -(targets * logits.log_softmax(1)).sum() / 37)
 
 
 def test_ranges(generator: np.random.Generator) -> None:
@@ -120,6 +131,7 @@ def test_gradients_agree_with_differences() -> None:
     logits = double(Z_X).requires_grad_()
     targets = double(Y_X)
     assert torch.autograd.gradcheck(lambda z: soft_cross_entropy(z, targets), (logits,))
+    assert torch.autograd.gradcheck(lambda z: soft_cross_entropy_per_sample(z, targets), (logits,))
     assert torch.autograd.gradcheck(lambda z: squared_error_of_probs(z, targets), (logits,))
     assert torch.autograd.gradcheck(class_balance_divergence, (logits,))
     assert torch.autograd.gradcheck(negative_entropy, (logits,))
@@ -136,9 +148,10 @@ def test_no_rows_give_zero() -> None:
     assert [value.item() for value in values] == [0, 0, 0, 0]
     torch.stack(values).sum().backward()
     assert cross_entropy_per_sample(logits, torch.zeros(0, dtype=torch.int64)).shape == (0,)
+    assert soft_cross_entropy_per_sample(logits, targets).shape == (0,)
 
 
-@pytest.mark.parametrize("loss", [soft_cross_entropy, squared_error_of_probs])
+@pytest.mark.parametrize("loss", [soft_cross_entropy, soft_cross_entropy_per_sample, squared_error_of_probs])
 def test_refuses_other_shapes(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match=r"must have one shape, got \(2, 3\) and \(1, 3\)"):
         loss(torch.zeros(2, 3), torch.zeros(1, 3))

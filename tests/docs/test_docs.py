@@ -184,6 +184,7 @@ def commands() -> list[tuple[str, click.Command]]:
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
 def test_every_command_and_option_has_a_help_text(name: str, command: click.Command) -> None:
     assert command.help
+    assert "\\" not in command.help, "examples stand in lines of their own only after a backspace, not after its name"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.opts[0]}"
