@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from lnlbench.blocks.mixup import draw_mixup_weight, mixup
 from lnlbench.blocks.sampling import class_balanced_draw
 from lnlbench.blocks.schedules import linear_rampup, set_learning_rate, step_decay
 from lnlbench.blocks.sharpen import sharpen
+from lnlbench_dividemix.cross_learning import Seen, cross_loss, look, refine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,6 +80,7 @@ class DivideMix(Method["DivideMix.Config"]):
     X', U'                      logits and targets  the mixed rows; X' comes first
     L_X, L_U, L_reg             loss_labelled, ...  labelled, unlabelled and class-balance loss
     lambda_u                    lambda_u            final weight of L_U
+    L_CVL, L_CML                cross_loss          added by Fan & Li 2025, where asked for (departure 18)
     ==========================  ==================  ======================================================
 
     Shapes: N training set, B batch (the two parts of a step may differ in it), C classes, H and W pixels.
@@ -105,6 +108,18 @@ class DivideMix(Method["DivideMix.Config"]):
             True, description="Train on the mixed unlabelled rows; off: they only serve as mixup partners."
         )
         loss_average_epochs: int = Field(1, ge=1, description="Epochs over which losses are averaged for the mixture.")
+        lambda_cvl: float = Field(
+            0.0, ge=0.0, description="Weight of cross-view learning, L_CVL of Fan & Li 2025; 0: plain DivideMix."
+        )
+        lambda_cml: float = Field(
+            0.0, ge=0.0, description="Weight of cross-model learning, L_CML of Fan & Li 2025; 0: plain DivideMix."
+        )
+        contrast_temperature: float = Field(
+            0.5, gt=0.0, description="Divides the similarities of features in L_CVL and L_CML."
+        )
+        confidence: float = Field(
+            0.95, ge=0.0, description="In L_CVL, a weak view guides the strong one if its probability is no less."
+        )
         gmm_max_iter: int = Field(10, ge=1, description="EM iterations of the mixture.")
         gmm_tol: float = Field(1e-2, gt=0.0, description="EM stops when the mean log-likelihood rises by less.")
         gmm_reg_covar: float = Field(5e-4, ge=0.0, description="Added to the variances of the mixture.")
@@ -117,6 +132,11 @@ class DivideMix(Method["DivideMix.Config"]):
             if self.draw_size is not None and self.loss_average_epochs > 1:
                 raise ValueError("draw_size and loss_average_epochs exclude each other: each epoch has other images")
             return self
+
+        @property
+        def cross_learning(self) -> bool:
+            """Whether a term is added to the loss (departure 18)."""
+            return self.lambda_cvl > 0.0 or self.lambda_cml > 0.0
 
     net1: nn.Module
     net2: nn.Module
@@ -301,10 +321,10 @@ class DivideMix(Method["DivideMix.Config"]):
         if not len(unlabelled):
             _log.warning("epoch %d: every sample counts as clean, so %s trains on labelled ones only", epoch, role)
 
-        two_views = ("weak", "weak")
-        labelled_loader = task.loader(f"{role} labelled", index=labelled, views=two_views, batch_size=config.batch_size)
+        views = ("weak", "weak", "strong") if config.cross_learning else ("weak", "weak")
+        labelled_loader = task.loader(f"{role} labelled", index=labelled, views=views, batch_size=config.batch_size)
         unlabelled_loader = task.loader(
-            f"{role} unlabelled", index=unlabelled, views=two_views, batch_size=config.batch_size
+            f"{role} unlabelled", index=unlabelled, views=views, batch_size=config.batch_size
         )
         unlabelled_batches = unlabelled_loader.forever() if len(unlabelled) else None
         # One more than there are steps if B divides |X|, as in the released code (departure 4).
@@ -324,7 +344,7 @@ class DivideMix(Method["DivideMix.Config"]):
                 peer.network,
                 labelled_batch,
                 unlabelled_batch,
-                clean_probs_N[labelled_batch.index],
+                clean_probs_N,
                 lambda_u,
                 weight_generator,
                 partner_generator,
@@ -338,7 +358,7 @@ class DivideMix(Method["DivideMix.Config"]):
         peer: nn.Module,
         labelled: Batch,
         unlabelled: Batch | None,
-        clean_probs_B: Tensor,
+        clean_probs_N: Tensor,
         lambda_u: float,
         weight_generator: np.random.Generator,
         partner_generator: torch.Generator,
@@ -348,24 +368,23 @@ class DivideMix(Method["DivideMix.Config"]):
         Every forward pass is a call of its own, in the order of the released code: ``network`` is in train mode, so
         each of them moves the statistics of its batch norm (departure 12).
         """
+        config = self.config
+        x_views = labelled.views[:2]
+        u_views = () if unlabelled is None else unlabelled.views[:2]
         with torch.no_grad():
-            views = [*labelled.views]
-            if unlabelled is None:
-                targets = []
-            else:
-                guessed_BC = self.co_guess(network, peer, unlabelled.views)
-                targets = [guessed_BC] * len(unlabelled.views)
-                views += unlabelled.views
-            refined_BC = self.co_refine(network, labelled, clean_probs_B)
-            targets = [refined_BC] * len(labelled.views) + targets
+            own_u, peer_u = self.look_at(network, u_views, own=True), self.look_at(peer, u_views, own=False)
+            own_x = self.look_at(network, x_views, own=True)
+            targets = [self.co_refine(own_x, labelled.labels, clean_probs_N[labelled.index])] * len(x_views)
+            if unlabelled is not None:
+                targets += [self.co_guess([*own_u, *peer_u])] * len(u_views)
 
-            images_BCHW, targets_BC = torch.cat(views), torch.cat(targets)
-            num_labelled = len(labelled.views) * labelled.index.shape[0]
+            images_BCHW, targets_BC = torch.cat([*x_views, *u_views]), torch.cat(targets)
+            num_labelled = len(x_views) * labelled.index.shape[0]
             partners_B = torch.randperm(images_BCHW.shape[0], generator=partner_generator, device=images_BCHW.device)
-            if not self.config.unlabelled_loss:
+            if not config.unlabelled_loss:
                 partners_B = partners_B[:num_labelled]
             # Eq. 5-8; one weight for the whole step, and partners from both parts (departure 11).
-            weight = draw_mixup_weight(self.config.alpha, weight_generator)
+            weight = draw_mixup_weight(config.alpha, weight_generator)
             images_BCHW, targets_BC = mixup(images_BCHW, targets_BC, weight, partners_B)
 
         logits_BC = network(images_BCHW)
@@ -375,30 +394,49 @@ class DivideMix(Method["DivideMix.Config"]):
         loss_balance = class_balance_divergence(logits_BC)  # eq. 11
         loss = loss_labelled + lambda_u * loss_unlabelled + loss_balance  # eq. 12 with lambda_r = 1
         parts: dict[str, Tensor | float] = {
-            "loss": loss.detach(),
             "loss_labelled": loss_labelled.detach(),
             "loss_unlabelled": loss_unlabelled.detach(),
             "loss_balance": loss_balance.detach(),
             "lambda_u": lambda_u,
         }
-        return loss, parts
+        if config.cross_learning:
+            batches = [labelled] if unlabelled is None else [labelled, unlabelled]
+            added, added_parts = cross_loss(
+                config, network, peer, batches, [*own_x[:1], *own_u[:1]], peer_u[:1], clean_probs_N
+            )
+            loss = loss + added
+            parts |= added_parts
+        return loss, {"loss": loss.detach(), **parts}
 
-    def co_guess(self, network: nn.Module, peer: nn.Module, views: tuple[Tensor, ...]) -> Tensor:
+    def look_at(self, network: nn.Module, views: Sequence[Tensor], *, own: bool) -> list[Seen]:
+        """Pass each view by itself.
+
+        Where views and networks learn from each other, the first view serves for that too, which spares a pass: its
+        features are kept, with gradient if they are those of the network in training (``own``) and L_CVL needs it.
+        """
+        config, seen = self.config, []
+        for number, images_BCHW in enumerate(views):
+            kept = config.cross_learning and number == 0
+            with torch.set_grad_enabled(kept and own and config.lambda_cvl > 0.0):
+                seen.append(look(network, images_BCHW, features=kept))
+        return seen
+
+    def co_guess(self, seen: Sequence[Seen]) -> Tensor:
         """Return sharpened guesses for unlabelled images: the mean prediction of both networks over all views."""
-        votes = [F.softmax(net(images_BCHW), dim=1) for net in (network, peer) for images_BCHW in views]
-        return sharpen(torch.stack(votes).mean(dim=0), self.config.temperature)
+        return sharpen(_mean_prediction(seen), self.config.temperature)
 
-    def co_refine(self, network: nn.Module, labelled: Batch, clean_probs_B: Tensor) -> Tensor:
+    def co_refine(self, seen: Sequence[Seen], labels_B: Tensor, clean_probs_B: Tensor) -> Tensor:
         """Return sharpened mixtures of given label and own prediction, weighted by the peer's opinion (eq. 3, 4)."""
-        probs_BC = torch.stack([F.softmax(network(images_BCHW), dim=1) for images_BCHW in labelled.views]).mean(dim=0)
-        given_BC = torch.zeros_like(probs_BC).scatter_(1, labelled.labels.unsqueeze(1), 1.0)
-        clean_probs_B1 = clean_probs_B.unsqueeze(1)
-        return sharpen(clean_probs_B1 * given_BC + (1.0 - clean_probs_B1) * probs_BC, self.config.temperature)
+        return sharpen(refine(labels_B, clean_probs_B, _mean_prediction(seen)), self.config.temperature)
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the sum of both networks' logits (departure 9)."""
         logits_BC: Tensor = self.net1(images) + self.net2(images)
         return logits_BC
+
+
+def _mean_prediction(seen: Sequence[Seen]) -> Tensor:
+    return torch.stack([F.softmax(each.logits, dim=1) for each in seen]).mean(dim=0)
 
 
 def _descend(learner: Learner, loss: Tensor) -> None:

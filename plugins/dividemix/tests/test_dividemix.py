@@ -18,6 +18,7 @@ from lnlbench.api import Batch, DivergedError, Selection, TaskInfo
 from lnlbench.blocks.history import LossHistory
 from lnlbench.blocks.mixture import clean_probabilities
 from lnlbench_dividemix import lnlbench_methods
+from lnlbench_dividemix.cross_learning import Seen
 from lnlbench_dividemix.dividemix import DivideMix, Division, Learner
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -146,34 +147,24 @@ def whole(clean_probs_N: Tensor) -> Division:
 # ---------------------------------------------------------------- steps against worked numbers
 
 
-class Table(nn.Module):
-    """Answers the calls it gets with the probabilities it was given, one after the other."""
-
-    def __init__(self, *answers: list[float]) -> None:
-        super().__init__()
-        self.answers = list(answers)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.tensor([self.answers.pop(0)], dtype=torch.float64).log().expand(len(images), -1)
-
-
-VIEWS = (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+def seen(*probs: list[float]) -> list[Seen]:
+    """One pass for each of the predictions given, over a single image."""
+    logits = torch.tensor(probs, dtype=torch.float64).log().unsqueeze(1)
+    return [Seen(each[:, :0], each) for each in logits]
 
 
 @pytest.mark.parametrize(
     ("clean_prob", "expected"), [(0.8, [0.016256, 0.982098, 0.001646]), (0.3, [0.365277, 0.597742, 0.036981])]
 )
 def test_co_refinement_worked_numbers(clean_prob: float, expected: list[float]) -> None:
-    network = Table([0.6, 0.3, 0.1], [0.5, 0.25, 0.25])
-    batch = Batch(index=torch.tensor([0]), labels=torch.tensor([1]), views=VIEWS)
-    refined = DivideMix(config()).co_refine(network, batch, torch.tensor([clean_prob]))
+    views = seen([0.6, 0.3, 0.1], [0.5, 0.25, 0.25])
+    refined = DivideMix(config()).co_refine(views, torch.tensor([1]), torch.tensor([clean_prob]))
     np.testing.assert_allclose(refined.numpy(), [expected], atol=1e-6)
 
 
 def test_co_guessing_worked_numbers() -> None:
-    network, peer = Table([0.7, 0.2, 0.1], [0.6, 0.3, 0.1]), Table([0.1, 0.8, 0.1], [0.2, 0.7, 0.1])
-    guessed = DivideMix(config()).co_guess(network, peer, VIEWS)
-    np.testing.assert_allclose(guessed.numpy(), [[0.380952, 0.595238, 0.023810]], atol=1e-6)
+    views = seen([0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1])
+    np.testing.assert_allclose(DivideMix(config()).co_guess(views).numpy(), [[0.380952, 0.595238, 0.023810]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +386,8 @@ def test_without_labelled_samples_it_skips_the_epoch(
     assert all(torch.equal(value, before[name]) for name, value in learner.network.state_dict().items())
 
 
-def test_no_step_waits_for_the_device(make_task: Any, make_run: Any) -> None:
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_no_step_waits_for_the_device(make_task: Any, make_run: Any, weight: float) -> None:
     class Watch(TorchDispatchMode):
         waits = 0
 
@@ -410,7 +402,7 @@ def test_no_step_waits_for_the_device(make_task: Any, make_run: Any) -> None:
                 torch.autograd.grad(loss, list(args[0].parameters()), retain_graph=True)
                 return loss, parts
 
-    task, method = make_task(), Watched(config())
+    task, method = make_task(), Watched(config(lambda_cvl=weight, lambda_cml=weight))
     method.train_epoch(task, make_run(task), 2, *learners(method, task), whole(torch.linspace(0, 1, task.num_train)))
     assert Watch.waits == 0
     with Watch():
@@ -641,9 +633,9 @@ def test_listing_imports_no_pytorch() -> None:
 def test_page_names_every_option_and_every_logged_metric(make_task: Any, make_run: Any) -> None:
     task = make_task()
     run = make_run(task)
-    DivideMix(config(epochs=3)).fit(task, run)
+    DivideMix(config(epochs=3, lambda_cvl=1, lambda_cml=1)).fit(task, run)
     metrics = {key.replace("net2", "net1") for _, values in run.logged for key in values}
     options = set(DivideMix.Config.model_fields)
-    assert len(metrics) == 7
+    assert len(metrics) == 9
     assert [name for name in sorted(metrics | options) if f"| `{name}` |" not in README] == []
     assert all(field.description for field in DivideMix.Config.model_fields.values())
