@@ -24,6 +24,7 @@ _COMMANDS = {
     "noise": ("lnlbench.cli.noise:noise", "Show or export the noisy labels of a task."),
     "select": ("lnlbench.cli.select:select", "Select clean samples before any training, and write them down."),
     "score": ("lnlbench.cli.score:score", "Score finished runs; rebuild the leaderboard from its bundles."),
+    "analyse": ("lnlbench.cli.analyse:analyse", "Measure what the networks of finished runs make of the classes."),
     "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
 }
 
