@@ -75,7 +75,7 @@ class EngineLauncher:
 def main() -> int:
     """Run the cell whose folder and device are the arguments; speak JSON events on standard output."""
     folder, device = Path(sys.argv[1]), sys.argv[2]
-    _die_with_parent()
+    die_with_parent()
     events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     try:
         with storage_errors(folder / LOG):
@@ -106,7 +106,8 @@ def _error(error: LnlbenchError) -> dict[str, Any]:
     return {"event": "error", "message": str(error)}
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have this process end when the one that started it does; on Linux only."""
     # A worker whose coordinator was killed would go on unseen and hold its cell's lock.
     if sys.platform == "linux":
         import ctypes

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -10,6 +12,7 @@ from typing import Any
 
 import filelock
 import numpy as np
+import psutil
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -515,3 +518,17 @@ def test_leftovers_of_a_dead_writer_are_removed(run_odd: Callable[..., Path]) ->
     (folder / "result.json.123.abcd.tmp").write_text("{")
     run_odd("raise")
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_peak_memory_is_that_of_the_process_itself() -> None:
+    ballast = np.ones(100_000_000)
+    code = """
+import psutil, torch
+from lnlbench.engine.runner import _peak_memory
+print(_peak_memory(torch.device("cpu")), psutil.Process().memory_info().rss)
+"""
+    # A process that vfork() started keeps its parent's peak in getrusage().
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    peak, now = map(int, done.stdout.split())
+    assert 0.99 * now < peak < min(1.5 * now, psutil.Process().memory_info().rss)
+    assert ballast[-1] == 1.0
