@@ -25,6 +25,8 @@ _COMMANDS = {
     "select": ("lnlbench.cli.select:select", "Select clean samples before any training, and write them down."),
     "score": ("lnlbench.cli.score:score", "Score finished runs; rebuild the leaderboard from its bundles."),
     "analyse": ("lnlbench.cli.analyse:analyse", "Measure what the networks of finished runs make of the classes."),
+    "compare": ("lnlbench.cli.compare:compare", "Compare methods on the same noise and seeds, with tests."),
+    "table": ("lnlbench.cli.table:table", "Write the results of a suite as a table for a paper."),
     "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
 }
 

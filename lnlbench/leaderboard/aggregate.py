@@ -14,8 +14,13 @@ from lnlbench.records import CellSpec, RunRecord, Scores, canonical_json, digest
 SUMMARY_LIMIT = 200
 """Characters of the readable protocol; ``protocol_key`` tells rows apart whose summaries are cut alike."""
 
+OWN_EDITION = "own"
+"""Edition of data that nobody published."""
+
 _INITIALISATIONS = ("imagenet", "clip")
 _PRETRAINED = "+pretrained"
+_CLEAN = "clean"
+_NOISE = ("noise rate", "noise type")
 
 
 def _number(decimals: int, description: str) -> Any:
@@ -49,7 +54,12 @@ class Row(BaseModel):
         "keys are not comparable run by run, and are never merged."
     )
     supervision: str = Field(description="What is used beyond the noisy training set, and what the method asked for.")
-    ruleset: str = Field(description="'tuned' if the noise rate or type was asked for, else 'agnostic'.")
+    ruleset: str = Field(
+        description="'agnostic' if, on all tasks of the suite on which it has runs, the method asked for neither noise "
+        "rate nor noise type, and ran with the very options of this row; else 'tuned'."
+    )
+    knows_noise: str = Field(description="What it asked of the noise: 'rate', 'type', 'rate+type', or 'no'.")
+    clean_data: str = Field(description="Clean data it declares to use, e.g. 'clean-validation', or 'no'.")
     n: int = Field(description="Finished runs.")
     n_diverged: int = Field(description="Runs that diverged; they are counted here and averaged nowhere.")
     seeds: str = Field(description="Training seeds, ascending.")
@@ -172,6 +182,8 @@ def summarise(records: Iterable[RunRecord]) -> list[Row]:
     Raises:
         DataError: A cell occurs twice, so it would count twice.
     """
+    records = list(records)
+    tuned = tuned_cells(records)
     groups: dict[str, list[RunRecord]] = {}
     seen: set[str] = set()
     for record in records:
@@ -180,7 +192,7 @@ def summarise(records: Iterable[RunRecord]) -> list[Row]:
         seen.add(record.cell)
         groups.setdefault(protocol_digest(record), []).append(record)
     rows = [
-        (key, _row(key[:8], group, test_set))
+        (key, _row(key[:8], group, test_set, tuned=group[0].cell in tuned))
         for key, group in groups.items()
         for test_set in group[0].spec.test_sets or ("",)
     ]
@@ -191,7 +203,7 @@ def _order(row: Row) -> tuple[str, int, str, bool, str, str]:
     return row.suite, row.suite_version, row.task, row.reduced != "", row.method, row.method_version
 
 
-def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
+def _row(key: str, group: Sequence[RunRecord], test_set: str, tuned: bool) -> Row:
     """Average the runs of a group on one of its test sets; the only one of a suite has no name."""
     group = sorted(group, key=lambda record: (record.spec.seed, record.spec.noise.seed or 0, record.cell))
     finished = [record for record in group if record.status == "finished"]
@@ -201,8 +213,8 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
     told = finished or diverged
     spec, data = group[0].spec, group[0].data
     asked = {each for record in group for each in _asked(record)}
-    scores = [each for record in finished if (each := _scores(record, test_set)) is not None]
-    tags = [each.replace(" ", "-") for each in ("noise rate", "noise type") if each in asked]
+    scores = [each for record in finished if (each := scores_on(record, test_set)) is not None]
+    known = [each for each in _NOISE if each in asked]
     supervision = _supervision(spec)
 
     def selection(name: str) -> float | None:
@@ -235,8 +247,10 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
         selector="" if spec.selector is None else f"{spec.selector.name} {spec.selector.version}",
         protocol=_protocol(spec),
         protocol_key=key,
-        supervision="+".join([*supervision, *tags]),
-        ruleset="tuned" if tags else "agnostic",
+        supervision="+".join([*supervision, *(each.replace(" ", "-") for each in known)]),
+        ruleset="tuned" if tuned else "agnostic",
+        knows_noise="+".join(each.removeprefix("noise ") for each in known) or "no",
+        clean_data="+".join(each for each in supervision if each.startswith(_CLEAN)) or "no",
         n=len(finished),
         n_diverged=len(diverged),
         seeds=_words(record.spec.seed for record in finished),
@@ -296,8 +310,56 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str) -> Row:
     )
 
 
-def _scores(record: RunRecord, test_set: str) -> Scores | None:
-    return record.further_scores[test_set] if test_set in record.spec.test_sets[1:] else record.scores
+def scores_on(record: RunRecord, test_set: str) -> Scores | None:
+    """Return the scores of a run on one of its test sets, by name; ``None`` if the run diverged."""
+    if test_set in record.spec.test_sets[1:]:
+        return record.further_scores.get(test_set)
+    return record.scores
+
+
+def division(record: RunRecord) -> tuple[Any, ...]:
+    """Return what the results of different methods must have in common to be comparable at all.
+
+    It is suite, version and numerical generation, the edition of the data and how much of the training set is used,
+    and whether the run is a full one. Own data have no edition to go by, hence their digest.
+    """
+    spec = record.spec
+    own = record.data.digest if spec.edition == OWN_EDITION else ""
+    data = (spec.edition, spec.edition_digest, own, spec.limit_train)
+    return (spec.suite, spec.suite_version, spec.numerics, *data, bool(spec.reduced))
+
+
+def tuned_cells(records: Sequence[RunRecord]) -> set[str]:
+    """Return the ids of the cells that fall under the ``tuned`` ruleset.
+
+    Args:
+        records: All results of the suites they belong to: what a method did on one task decides for the others.
+
+    Returns:
+        Cells whose method asked for noise rate or type on any task of the suite, or has runs on a task of it that were
+        not repeated with the options of this cell.
+    """
+    keys = [_method_and_options(record) for record in records]
+    tasks: dict[Any, set[str]] = {}
+    covered: dict[Any, set[str]] = {}
+    asking = set()
+    for record, (method, options) in zip(records, keys, strict=True):
+        tasks.setdefault(method, set()).add(record.spec.task)
+        covered.setdefault((method, options), set()).add(record.spec.task)
+        if not _asked(record).isdisjoint(_NOISE):
+            asking.add(method)
+    return {
+        record.cell
+        for record, (method, options) in zip(records, keys, strict=True)
+        if method in asking or covered[method, options] < tasks[method]
+    }
+
+
+def _method_and_options(record: RunRecord) -> tuple[Any, str]:
+    methods = [each for each in (record.spec.method, record.spec.selector) if each is not None]
+    options = [{name: value for name, value in each.config.items() if name != "seed"} for each in methods]
+    names = tuple((each.name, each.version, each.distribution) for each in methods)
+    return (division(record), names), canonical_json(options)
 
 
 def _asked(record: RunRecord) -> set[str]:
@@ -323,7 +385,15 @@ def _ood_share(record: RunRecord) -> float | None:
 
 
 def _protocol(spec: CellSpec) -> str:
-    """Say for people in what way the runs differ from the preset."""
+    parts = [departure(spec)] if departure(spec) else []
+    if spec.reduced:
+        parts.append(f"reduced: {', '.join(spec.reduced)}")
+    text = "; ".join(parts) or "preset"
+    return text if len(text) <= SUMMARY_LIMIT else f"{text[: SUMMARY_LIMIT - 1]}…"
+
+
+def departure(spec: CellSpec) -> str:
+    """Say for people in what way a run differs from the preset, but for being reduced; empty if in none."""
     # A reason that names the option it comes from ("3 of 40 epochs") says it all.
     explained = {word for reason in spec.reduced for word in reason.split()}
     changed = {name: value for name, value in spec.method.changed.items() if name not in explained}
@@ -335,10 +405,7 @@ def _protocol(spec: CellSpec) -> str:
         parts.append("compiled")
     if not spec.deterministic:
         parts.append("nondeterministic")
-    if spec.reduced:
-        parts.append(f"reduced: {', '.join(spec.reduced)}")
-    text = "; ".join(parts) or "preset"
-    return text if len(text) <= SUMMARY_LIMIT else f"{text[: SUMMARY_LIMIT - 1]}…"
+    return "; ".join(parts)
 
 
 def _plain(value: object) -> str:

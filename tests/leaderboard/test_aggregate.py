@@ -24,6 +24,8 @@ PROMISED = [
     "protocol_key",
     "supervision",
     "ruleset",
+    "knows_noise",
+    "clean_data",
     "n",
     "n_diverged",
     "seeds",
@@ -333,17 +335,66 @@ def test_the_protocol_is_readable(spec: Spec, record: Record, change: dict[str, 
 @pytest.mark.parametrize(
     ("asked", "supervision", "expected"),
     [
-        ((), ("scratch",), ("scratch", "agnostic", "scratch", "no")),
-        (("noise rate",), ("scratch",), ("scratch+noise-rate", "tuned", "scratch", "no")),
-        (("validation", "noise type"), ("clip",), ("clip+noise-type", "tuned", "clip", "yes")),
-        ((), ("imagenet", "clip"), ("imagenet+clip", "agnostic", "imagenet+clip", "no")),
+        ((), ("scratch",), ("scratch", "agnostic", "scratch", "no", "no", "no")),
+        (("noise rate",), ("scratch",), ("scratch+noise-rate", "tuned", "scratch", "rate", "no", "no")),
+        (("validation", "noise type"), ("clip",), ("clip+noise-type", "tuned", "clip", "type", "no", "yes")),
+        (
+            ("noise type", "noise rate"),
+            ("clip", "clean-validation"),
+            ("clip+clean-validation+noise-rate+noise-type", "tuned", "clip", "rate+type", "clean-validation", "no"),
+        ),
+        ((), ("imagenet", "clip"), ("imagenet+clip", "agnostic", "imagenet+clip", "no", "no", "no")),
     ],
 )
 def test_supervision_and_ruleset(
     spec: Spec, record: Record, asked: tuple[str, ...], supervision: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
     (row,) = summarise([record(spec(supervision=supervision), scores(0.9), asked=asked)])
-    assert (row.supervision, row.ruleset, row.initialisation, row.validation) == expected
+    found = (row.supervision, row.ruleset, row.initialisation, row.knows_noise, row.clean_data, row.validation)
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("further", "expected"),
+    [
+        ([("a", "0.60", {}, ())], {("0.40", ""): "agnostic", ("0.60", ""): "agnostic"}),
+        ([("a", "0.60", {"lr": 0.2}, ())], {("0.40", ""): "tuned", ("0.60", "lr=0.2"): "tuned"}),
+        # An option tried out on one task is a choice for that task; the preset still ran on all of them.
+        (
+            [("a", "0.60", {}, ()), ("a", "0.60", {"lr": 0.2}, ())],
+            {("0.40", ""): "agnostic", ("0.60", ""): "agnostic", ("0.60", "lr=0.2"): "tuned"},
+        ),
+        (
+            [("a", "0.60", {}, ()), ("a", "0.60", {"lr": 0.2}, ()), ("a", "0.40", {"lr": 0.2}, ())],
+            dict.fromkeys([("0.40", ""), ("0.60", ""), ("0.60", "lr=0.2"), ("0.40", "lr=0.2")], "agnostic"),
+        ),
+        # What it asks for on one task decides for all of them.
+        ([("a", "0.60", {}, ("noise rate",))], {("0.40", ""): "tuned", ("0.60", ""): "tuned"}),
+        # Other methods, suites and editions are none of its business.
+        ([("b", "0.60", {"lr": 0.2}, ("noise rate",))], {("0.40", ""): "agnostic"}),
+    ],
+    ids=str,
+)
+def test_one_setting_on_all_tasks_is_agnostic(
+    spec: Spec, record: Record, further: list[Any], expected: dict[tuple[str, str], str]
+) -> None:
+    runs = [record(spec("a", "0.40"), scores(0.9)), record(spec("a", "0.60", edition="jpeg", config={"lr": 9})), *(
+        record(spec(method, task, changed=changed, config=changed), scores(0.9), asked=asked)
+        for method, task, changed, asked in further
+    )]  # fmt: skip
+    rows = [row for row in summarise(runs) if row.method == "a" and row.edition == "canonical"]
+    assert {(row.task, row.protocol.replace("preset", "")): row.ruleset for row in rows} == expected
+
+
+def test_a_preset_that_differs_between_tasks_is_tuned_even_if_it_asks_for_nothing(spec: Spec, record: Record) -> None:
+    runs = [record(spec("a", task, config={"lr": lr}), scores(0.9)) for task, lr in (("0.40", 0.1), ("0.60", 0.2))]
+    assert [row.ruleset for row in summarise(runs)] == ["tuned", "tuned"]
+    assert [row.ruleset for row in summarise(runs[:1])] == ["agnostic"]
+    # A configuration may carry the seed, which is no choice.
+    runs = [
+        record(spec("a", task, seed, config={"seed": seed}), scores(0.9)) for seed, task in enumerate(["0.40", "0.60"])
+    ]
+    assert [row.ruleset for row in summarise(runs)] == ["agnostic", "agnostic"]
 
 
 @pytest.mark.parametrize(
