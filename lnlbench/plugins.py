@@ -224,7 +224,7 @@ def _register(registry: Registry, manager: pluggy.PluginManager, entry_point: im
                     for suite in read_suite_file(entry.path):
                         registry.suites.add(Registered(suite, provider))
                 else:
-                    _check_name(entry.name)
+                    check_name(entry.name)
                     catalogue.add(Registered(entry, provider))
         except KeyboardInterrupt:
             raise
@@ -242,7 +242,12 @@ def _call(manager: pluggy.PluginManager, hook: str, module: object) -> Sequence[
     return []
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Check that an extension may have this name.
+
+    Raises:
+        PluginError: It has other characters, or stands for something already.
+    """
     stem = name.removesuffix(":")
     if not NAME_PATTERN.fullmatch(stem) or stem.lower() in _RESERVED:
         raise PluginError(f"{name!r} is not a valid name: use letters, digits, '.', '_', '+' and '-'")

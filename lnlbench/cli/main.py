@@ -27,6 +27,9 @@ _COMMANDS = {
     "analyse": ("lnlbench.cli.analyse:analyse", "Measure what the networks of finished runs make of the classes."),
     "compare": ("lnlbench.cli.compare:compare", "Compare methods on the same noise and seeds, with tests."),
     "table": ("lnlbench.cli.table:table", "Write the results of a suite as a table for a paper."),
+    "check": ("lnlbench.cli.check:check", "Check that a method does what every method must."),
+    "new-method": ("lnlbench.cli.new:new_method", "Write a package with a new method, which works as it is."),
+    "new-suite": ("lnlbench.cli.new:new_suite", "Write a package with a new suite, which works as it is."),
     "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
 }
 

@@ -84,6 +84,8 @@ class Method(ABC, Generic[ConfigT]):
     """
 
     Config: ClassVar[type[MethodConfig]]
+    skip_checks: ClassVar[Mapping[str, str]] = {}
+    """Checks of ``lnlbench check`` that do not apply to this method, each with the reason."""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -120,6 +122,6 @@ class Method(ABC, Generic[ConfigT]):
             images: ``images_BCHW``, float32, normalised, channels-last, on the run's device.
 
         Returns:
-            ``logits_BC`` (any monotone score per class), float32; or an :class:`Ensemble`, if the accuracy of each network
-            by itself is to be logged as well.
+            ``logits_BC`` (any monotone score per class), float32; or an :class:`Ensemble`, if each network's accuracy
+            is to be logged as well.
         """

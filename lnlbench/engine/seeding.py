@@ -83,14 +83,15 @@ class NamedStream:
         self._clock = clock
         self._name = name
         self._device = device
-        self._moment: str | None = None
+        self._entered: int | None = None
         self._numpy = np.random.Generator(np.random.PCG64(0))
         self._torch: torch.Generator | None = None
 
     def _refresh(self) -> int:
         seed = derive_seed(self._clock.seed, "stream", self._name, self._clock.moment)
-        if self._moment != self._clock.moment:
-            self._moment = self._clock.moment
+        # Not the moment's name: whether a stage was computed in between, or fetched, must make no difference.
+        if self._entered != self._clock.entered:
+            self._entered = self._clock.entered
             self._numpy = np.random.Generator(np.random.PCG64(seed))
             self._torch = None
         return seed
@@ -124,12 +125,15 @@ class Clock:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.moment = SETUP
+        self.entered = 0
+        """How many moments have been entered; the same one counts anew each time."""
         self._passes: dict[str, int] = {}
         self._streams: dict[tuple[str, torch.device], NamedStream] = {}
 
     def move_to(self, moment: str) -> None:
         """Enter a moment: streams start anew, passes are counted from 0, global generators are seeded."""
         self.moment = moment
+        self.entered += 1
         self._passes.clear()
         seed_globals(self.seed, "global", moment)
 
