@@ -1,4 +1,4 @@
-"""Every suite from its files to a row: made-up files in the published layouts, the real commands, two methods."""
+"""Every suite from its files to a row: made-up files in the published layouts, the real commands, four methods."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ SUITES = [each.entry.name for each in discover().suites if each.entry.variant_of
 TRAIN, TEST = 500, 100
 """What is left of the 50,000 and 10,000 images of CIFAR."""
 UNREGISTERED = {"digits", "fashion"}
+METHODS = ("ccl", "ce", "dividemix", "josrc")
 
 
 def md5(data: bytes) -> str:
@@ -136,17 +137,20 @@ def test_every_suite_runs(name: str, everything: Path, cli: Callable[..., Any], 
     assert "ready" in prepared.out
 
     task = suite.tasks[-1]
-    command = ("run", "--method", "ce,dividemix", "--suite", name, "--task", task.name, "--seeds", "1", "--epochs", "2")
+    methods = ("--method", ",".join(METHODS))
+    command = ("run", *methods, "--suite", name, "--task", task.name, "--seeds", "1", "--epochs", "2")
     # A backbone that is quick on 8 as on 299 pixels; of its kind small enough for a batch of one.
     small = "small-cnn" if suite.dataset in ("digits", "fashion", "cifar10", "cifar100") else "timm:test_resnet"
-    options = ("--set", f"backbone={small}", "--set", "dividemix.warmup_epochs=1", "--limit-train", "24")
+    options = ["--set", f"backbone={small}", "--limit-train", "24"]
+    for method in METHODS:
+        options += () if method == "ce" else ("--set", f"{method}.warmup_epochs=1")
     answer = cli(*command, *options, "--executor", "inline", "--precision", "float32", *data)
     assert answer.code == 0, answer.err
     board = workplace / "leaderboards" / "measured" / f"{name}.csv"
     rows = list(csv.DictReader(board.read_text().splitlines()))
     tests = task.test_sets or (task.name,)
     assert sorted((row["method"], row["task"]) for row in rows) == sorted(
-        (method, test) for method in ("ce", "dividemix") for test in tests
+        (method, test) for method in METHODS for test in tests
     )
     own = suite.noise.generator == "own"
     for row in rows:

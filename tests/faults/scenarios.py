@@ -41,7 +41,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
     set_determinism(True, compiled=False)
     _registry = discover()
-    for name in ("ce", "dividemix"):
+    for name in ("ccl", "ce", "dividemix", "josrc"):
         _registry.methods.find(name).load()
 
 

@@ -125,6 +125,18 @@ def test_ce_killed_5_times_ends_bit_identical(
     assert unequal == []
 
 
+@pytest.mark.parametrize("method", ["ccl", "josrc"])
+def test_state_of_every_kind_survives_kills(
+    lab: Lab, forks: ForkServer, essence: Essence, tmp_path: Path, method: str
+) -> None:
+    # Two networks that take turns; a mean teacher and an optimiser whose settings change on the way.
+    cell = lab.cell(method, epochs=6, limit=200, options={"warmup_epochs": 2})
+    reference = refer(lab, forks, essence, cell, tmp_path / "whole")
+    runs, _, unequal = survive(lab, forks, essence, reference, tmp_path / "killed", kills=4, most_per_run=1)
+    assert runs >= 4
+    assert unequal == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_dividemix_killed_200_times_ends_bit_identical(

@@ -18,6 +18,8 @@ from lnlbench.engine.seeding import derive_seed, hash_index
 from lnlbench.plugins import discover
 from lnlbench.store import LocalDataStore
 
+METHODS = ["ccl", "ce", "dividemix", "josrc"]
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
@@ -35,7 +37,7 @@ def run(tmp_path: Path, method: str, listen: Callable[[dict[str, Any]], None] = 
         seeds=[1],
         epochs=4,
         limit_train=256,
-        overrides={"warmup_epochs": "2"} if method == "dividemix" else {},
+        overrides={} if method == "ce" else {"warmup_epochs": "2"},
         precision="bf16",
         device_type="cuda",
     )
@@ -48,7 +50,7 @@ def run(tmp_path: Path, method: str, listen: Callable[[dict[str, Any]], None] = 
     return folder
 
 
-@pytest.mark.parametrize("method", ["ce", "dividemix"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_cell_repeats_bit_for_bit(tmp_path: Path, method: str) -> None:
     first, second = run(tmp_path / "a", method), run(tmp_path / "b", method)
     rows = [
@@ -63,7 +65,7 @@ def test_a_cell_repeats_bit_for_bit(tmp_path: Path, method: str) -> None:
         assert np.array_equal(left["predictions"], right["predictions"])
 
 
-@pytest.mark.parametrize("method", ["ce", "dividemix"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_cell_equals_an_uninterrupted_one(tmp_path: Path, method: str) -> None:
     reference = run(tmp_path / "a", method)
     seen: list[int] = []
@@ -81,7 +83,7 @@ def test_a_resumed_cell_equals_an_uninterrupted_one(tmp_path: Path, method: str)
         assert np.array_equal(left["predictions"], right["predictions"])
 
 
-@pytest.mark.parametrize("method", ["ce", "dividemix"])
+@pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_device(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # PyTorch itself reports every synchronising call; between the first and the last batch of a pass there is none.
     from lnlbench.engine.task import DeviceLoader
