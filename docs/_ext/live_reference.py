@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import comparison
 from sphinx.application import Sphinx
 
 from lnlbench.engine.planner import noise_spec
@@ -40,6 +41,7 @@ def write_pages(app: Sphinx) -> None:
         "csv.md": csv_page(),
         "coverage.md": coverage_page(registry, Path(app.srcdir) / "coverage.toml"),
         "needs.md": needs_page(registry),
+        "comparison.md": comparison.page(registry, Path(app.srcdir) / "reference" / "comparison.json"),
     }
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -24,6 +24,7 @@ _COMMANDS = {
     "noise": ("lnlbench.cli.noise:noise", "Show or export the noisy labels of a task."),
     "select": ("lnlbench.cli.select:select", "Select clean samples before any training, and write them down."),
     "score": ("lnlbench.cli.score:score", "Score finished runs; rebuild the leaderboard from its bundles."),
+    "profile": ("lnlbench.cli.profile:profile", "Measure what methods use and cost on one task."),
     "analyse": ("lnlbench.cli.analyse:analyse", "Measure what the networks of finished runs make of the classes."),
     "compare": ("lnlbench.cli.compare:compare", "Compare methods on the same noise and seeds, with tests."),
     "table": ("lnlbench.cli.table:table", "Write the results of a suite as a table for a paper."),
