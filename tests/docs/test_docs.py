@@ -11,22 +11,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-import torch
 
 import lnlbench
 from lnlbench import hookspecs
 from lnlbench.cli.main import _COMMANDS
-from lnlbench.engine.data import find_dataset, load_data
-from lnlbench.engine.encoders import Encoders, TrainingImages
-from lnlbench.engine.views import ImageStore
 from lnlbench.plugins import discover
-from lnlbench.store import LocalDataStore
 
 ROOT = Path(os.environ.get("LNLBENCH_SOURCE") or Path(__file__).resolve().parents[2])
 DOCS = ROOT / "docs"
@@ -71,68 +66,6 @@ def test_the_page_about_the_example_shows_its_files() -> None:
     assert len(shown) == 3
     for path in shown:
         assert (DOCS / "howto" / path).resolve().is_file()
-
-
-@pytest.fixture
-def stripes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The package of the page about extensions, written down file by file as the page has it."""
-    page = (DOCS / "howto" / "extend.md").read_text()
-    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.M | re.S)
-    site = tmp_path / "site"
-    for name, text in files:
-        (site / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / name).write_text(text)
-    assert {Path(name).suffix for name, _ in files} == {".py", ".toml"}
-    metadata = site / "lnlbench_stripes-0.1.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lnlbench-stripes\nVersion: 0.1\n")
-    (metadata / "entry_points.txt").write_text("[lnlbench]\nstripes = lnlbench_stripes\n")
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    yield page
-    for module in [name for name in sys.modules if name.startswith("lnlbench_stripes")]:
-        del sys.modules[module]
-
-
-def test_the_page_about_extensions_works(stripes: str, cli: Callable[..., Any], workplace: Path) -> None:
-    registry = discover()
-    assert registry.broken == []
-    for catalogue, name in (
-        (registry.datasets, "stripes"),
-        (registry.noise, "to-zero"),
-        (registry.backbones, "linear"),
-        (registry.encoders, "parities"),
-        (registry.executors, "nice"),
-        (registry.suites, "stripes-zero"),
-    ):
-        assert catalogue.find(name).provider.distribution == "lnlbench-stripes"  # type: ignore[attr-defined]
-    (command,) = re.findall(r"^lnlbench (run .*)$", stripes, re.M)
-    answer = cli(*command.split(), "--seeds", "1")
-    assert answer.code == 0, answer.err
-    (row,) = csv.DictReader((workplace / "leaderboards" / "measured" / "stripes-zero.csv").read_text().splitlines())
-    assert (row["method"], row["backbone"], row["noise_variant"], row["reduced"]) == ("ce", "linear", "to-zero", "")
-    # Stripes are easy, and three in ten wrong labels do not hide them.
-    assert float(row["last_mean"]) > 60
-
-
-def test_the_encoder_of_the_page_about_extensions_knows_its_classes(stripes: str, workplace: Path) -> None:
-    registry = discover()
-    data = load_data(find_dataset(registry, "stripes"), LocalDataStore(workplace / "data"))
-    images = TrainingImages(
-        ImageStore(torch.from_numpy(data.images.train_images), (0.5,), (0.3,), 0, torch.device("cpu")),
-        data.facts.digest,
-        (0.5,),
-        (0.3,),
-    )
-    encoders = Encoders(
-        registry.encoders, images, workplace / "features", torch.device("cpu"), "float32", print, offline=True
-    )
-    encoder = encoders.get(registry.suites.find("stripes-zero").entry.encoder)
-    cosines = encoder.training_features() @ encoder.text_features(data.class_names).T
-    assert (cosines.argmax(1).numpy() == data.images.train_labels).mean() > 0.9
-    context = encoder.token_embeddings("even rows").requires_grad_()
-    encoder.prompt_features(context, data.class_names).square()[0, 1].backward()
-    assert context.grad is not None
 
 
 def test_the_page_about_extensions_lists_every_hook_with_a_real_example() -> None:
