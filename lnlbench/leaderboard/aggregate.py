@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,10 @@ SUMMARY_LIMIT = 200
 
 OWN_EDITION = "own"
 """Edition of data that nobody published."""
+
+CLAIMED = "claimed"
+TIERS = (CLAIMED, "validated", "re-run")
+"""How far a run has been checked, the least first."""
 
 _INITIALISATIONS = ("imagenet", "clip")
 _PRETRAINED = "+pretrained"
@@ -132,6 +136,10 @@ class Row(BaseModel):
     lnlbench: str = Field(description="Versions of the core, joined by ' + '.")
     numerics: int = Field(description="Numerical generation of the core; results of different ones never share a row.")
     provenance: str = Field(description="'run': measured by this harness.")
+    trust: str = Field(
+        description="'claimed': the scores follow from the predictions; 'validated': data, labels and protocol are the "
+        "suite's as well; 're-run': run again with the same outcome. That of the row's least checked run."
+    )
 
 
 def decimals(column: str) -> int | None:
@@ -170,11 +178,12 @@ def protocol_digest(record: RunRecord) -> str:
     )
 
 
-def summarise(records: Iterable[RunRecord]) -> list[Row]:
+def summarise(records: Iterable[RunRecord], trust: Mapping[str, str] | None = None) -> list[Row]:
     """Average records into rows, one per protocol key and test set, whatever order they come in.
 
     Args:
         records: Results of any suites; a cell may occur once.
+        trust: How far runs have been checked, by cell id; the others are claimed.
 
     Returns:
         The rows, sorted by suite, task, full runs before reduced ones, method, version and protocol key.
@@ -192,7 +201,7 @@ def summarise(records: Iterable[RunRecord]) -> list[Row]:
         seen.add(record.cell)
         groups.setdefault(protocol_digest(record), []).append(record)
     rows = [
-        (key, _row(key[:8], group, test_set, tuned=group[0].cell in tuned))
+        (key, _row(key[:8], group, test_set, tuned=group[0].cell in tuned, trust=trust or {}))
         for key, group in groups.items()
         for test_set in group[0].spec.test_sets or ("",)
     ]
@@ -203,7 +212,7 @@ def _order(row: Row) -> tuple[str, int, str, bool, str, str]:
     return row.suite, row.suite_version, row.task, row.reduced != "", row.method, row.method_version
 
 
-def _row(key: str, group: Sequence[RunRecord], test_set: str, tuned: bool) -> Row:
+def _row(key: str, group: Sequence[RunRecord], test_set: str, tuned: bool, trust: Mapping[str, str]) -> Row:
     """Average the runs of a group on one of its test sets; the only one of a suite has no name."""
     group = sorted(group, key=lambda record: (record.spec.seed, record.spec.noise.seed or 0, record.cell))
     finished = [record for record in group if record.status == "finished"]
@@ -307,6 +316,7 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str, tuned: bool) -> Ro
         lnlbench=_distinct(record.environment.lnlbench for record in told),
         numerics=spec.numerics,
         provenance="run",
+        trust=min((trust.get(record.cell, CLAIMED) for record in group), key=TIERS.index),
     )
 
 

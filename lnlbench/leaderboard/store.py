@@ -1,4 +1,4 @@
-"""The leaderboard as files: a CSV per suite, which is a pure function of the bundles beside it.
+"""The leaderboard as files: a CSV per suite, a pure function of the bundles and of the notes of trust beside it.
 
 Nothing is ever appended to a CSV. It is computed anew from all bundles of its suite, under the board's lock, and
 replaced by one rename; so no writer can lose another one's rows, and deleting the CSV loses nothing.
@@ -21,6 +21,7 @@ from lnlbench.files import OS_FS, Fs, storage_errors, write_bytes
 from lnlbench.leaderboard import bundle
 from lnlbench.leaderboard.aggregate import Row, decimals, summarise
 from lnlbench.leaderboard.bundle import Added
+from lnlbench.leaderboard.trust import read_trust
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -180,7 +181,7 @@ def _rebuild(board: Path, suites: Sequence[str], verify: bool, fs: Fs) -> list[P
                 for folder in folders:
                     bundle.verify(folder)
             contents[board / f"{suite}.csv"] = to_csv(
-                summarise(bundle.read(folder, confusion=False) for folder in folders)
+                summarise((bundle.read(folder, confusion=False) for folder in folders), read_trust(board, suite))
             )
         for leftover in board.glob("*.csv.*.tmp"):
             fs.unlink(leftover)

@@ -80,6 +80,7 @@ PROMISED = [
     "torch",
     "lnlbench",
     "provenance",
+    "trust",
 ]
 
 

@@ -10,6 +10,12 @@ _CIFAR = Paper(
     venue="Technical report, University of Toronto",
     year=2009,
     url="https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf",
+    bibtex="""@techreport{krizhevsky2009learning,
+  title       = {Learning Multiple Layers of Features from Tiny Images},
+  author      = {Krizhevsky, Alex},
+  institution = {University of Toronto},
+  year        = {2009}
+}""",
 )
 
 ENTRIES: tuple[DatasetEntry, ...] = (
@@ -23,6 +29,13 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="UCI Machine Learning Repository",
             year=1998,
             url="https://doi.org/10.24432/C50P49",
+            bibtex="""@misc{alpaydin1998optical,
+  title        = {Optical Recognition of Handwritten Digits},
+  author       = {Alpaydin, Ethem and Kaynak, Cenk},
+  howpublished = {UCI Machine Learning Repository},
+  year         = {1998},
+  doi          = {10.24432/C50P49}
+}""",
         ),
     ),
     DatasetEntry(
@@ -35,6 +48,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="arXiv",
             year=2017,
             url="https://arxiv.org/abs/1708.07747",
+            bibtex="""@article{xiao2017fashion,
+  title   = {{Fashion-MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  author  = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  journal = {arXiv preprint arXiv:1708.07747},
+  year    = {2017}
+}""",
         ),
     ),
     DatasetEntry(
@@ -59,6 +78,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="ICML",
             year=2019,
             url="https://proceedings.mlr.press/v97/song19b.html",
+            bibtex="""@inproceedings{song2019selfie,
+  title     = {{SELFIE}: Refurbishing Unclean Samples for Robust Deep Learning},
+  author    = {Song, Hwanjun and Kim, Minseok and Lee, Jae-Gil},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2019}
+}""",
         ),
     ),
     DatasetEntry(
@@ -71,6 +96,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="ICML",
             year=2020,
             url="https://proceedings.mlr.press/v119/jiang20c.html",
+            bibtex="""@inproceedings{jiang2020beyond,
+  title     = {Beyond Synthetic Noise: Deep Learning on Controlled Noisy Labels},
+  author    = {Jiang, Lu and Huang, Di and Liu, Mason and Yang, Weilong},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}""",
         ),
     ),
     DatasetEntry(
@@ -83,6 +114,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="arXiv",
             year=2017,
             url="https://arxiv.org/abs/1708.02862",
+            bibtex="""@article{li2017webvision,
+  title   = {{WebVision} Database: Visual Learning and Understanding from Web Data},
+  author  = {Li, Wen and Wang, Limin and Li, Wei and Agustsson, Eirikur and Van Gool, Luc},
+  journal = {arXiv preprint arXiv:1708.02862},
+  year    = {2017}
+}""",
         ),
     ),
     DatasetEntry(
@@ -95,6 +132,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="CVPR",
             year=2015,
             url="https://openaccess.thecvf.com/content_cvpr_2015/html/Xiao_Learning_From_Massive_2015_CVPR_paper.html",
+            bibtex="""@inproceedings{xiao2015learning,
+  title     = {Learning from Massive Noisy Labeled Data for Image Classification},
+  author    = {Xiao, Tong and Xia, Tian and Yang, Yi and Huang, Chang and Wang, Xiaogang},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year      = {2015}
+}""",
         ),
     ),
     DatasetEntry(
@@ -107,6 +150,12 @@ ENTRIES: tuple[DatasetEntry, ...] = (
             venue="CVPR",
             year=2018,
             url="https://arxiv.org/abs/1711.07131",
+            bibtex="""@inproceedings{lee2018cleannet,
+  title     = {{CleanNet}: Transfer Learning for Scalable Image Classifier Training with Label Noise},
+  author    = {Lee, Kuang-Huei and He, Xiaodong and Zhang, Lei and Yang, Linjun},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year      = {2018}
+}""",
         ),
     ),
     DatasetEntry(

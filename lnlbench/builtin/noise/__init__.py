@@ -10,6 +10,12 @@ _PATRINI = Paper(
     venue="CVPR",
     year=2017,
     url="https://arxiv.org/abs/1609.03683",
+    bibtex="""@inproceedings{patrini2017making,
+  title     = {Making Deep Neural Networks Robust to Label Noise: A Loss Correction Approach},
+  author    = {Patrini, Giorgio and Rozza, Alessandro and Menon, Aditya Krishna and Nock, Richard and Qu, Lizhen},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  year      = {2017}
+}""",
 )
 
 _HAN = Paper(
@@ -18,6 +24,13 @@ _HAN = Paper(
     venue="NeurIPS",
     year=2018,
     url="https://arxiv.org/abs/1804.06872",
+    bibtex="""@inproceedings{han2018coteaching,
+  title     = {Co-teaching: Robust Training of Deep Neural Networks with Extremely Noisy Labels},
+  author    = {Han, Bo and Yao, Quanming and Yu, Xingrui and Niu, Gang and Xu, Miao and Hu, Weihua and
+               Tsang, Ivor W. and Sugiyama, Masashi},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2018}
+}""",
 )
 
 _XIA = Paper(
@@ -26,6 +39,13 @@ _XIA = Paper(
     venue="NeurIPS",
     year=2020,
     url="https://arxiv.org/abs/2006.07836",
+    bibtex="""@inproceedings{xia2020part,
+  title     = {Part-dependent Label Noise: Towards Instance-dependent Label Noise},
+  author    = {Xia, Xiaobo and Liu, Tongliang and Han, Bo and Wang, Nannan and Gong, Mingming and Liu, Haifeng and
+               Niu, Gang and Tao, Dacheng and Sugiyama, Masashi},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2020}
+}""",
 )
 
 _YAO = Paper(
@@ -34,6 +54,13 @@ _YAO = Paper(
     venue="CVPR",
     year=2021,
     url="https://arxiv.org/abs/2103.13029",
+    bibtex="""@inproceedings{yao2021josrc,
+  title     = {{Jo-SRC}: A Contrastive Approach for Combating Noisy Labels},
+  author    = {Yao, Yazhou and Sun, Zeren and Zhang, Chuanyi and Shen, Fumin and Wu, Qi and Zhang, Jian and
+               Tang, Zhenmin},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year      = {2021}
+}""",
 )
 
 _WEI = Paper(
@@ -42,6 +69,12 @@ _WEI = Paper(
     venue="ICLR",
     year=2022,
     url="https://arxiv.org/abs/2110.12088",
+    bibtex="""@inproceedings{wei2022learning,
+  title     = {Learning with Noisy Labels Revisited: A Study Using Real-World Human Annotations},
+  author    = {Wei, Jiaheng and Zhu, Zhaowei and Cheng, Hao and Liu, Tongliang and Niu, Gang and Liu, Yang},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2022}
+}""",
 )
 
 _CHEN = Paper(
@@ -50,6 +83,12 @@ _CHEN = Paper(
     venue="AAAI",
     year=2021,
     url="https://arxiv.org/abs/2012.05458",
+    bibtex="""@inproceedings{chen2021beyond,
+  title     = {Beyond Class-Conditional Assumption: A Primary Attempt to Combat Instance-Dependent Label Noise},
+  author    = {Chen, Pengfei and Ye, Junjie and Chen, Guangyong and Zhao, Jingwei and Heng, Pheng-Ann},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2021}
+}""",
 )
 
 ENTRIES: tuple[NoiseEntry, ...] = (
