@@ -35,6 +35,7 @@ _COMMANDS = {
     "check": ("lnlbench.cli.check:check", "Check that a method does what every method must."),
     "new-method": ("lnlbench.cli.new:new_method", "Write a package with a new method, which works as it is."),
     "new-suite": ("lnlbench.cli.new:new_suite", "Write a package with a new suite, which works as it is."),
+    "site": ("lnlbench.cli.site:site", "Make the leaderboard pages."),
     "doctor": ("lnlbench.cli.doctor:doctor", "Check the installation, devices, data and plugins."),
 }
 

@@ -1,0 +1,137 @@
+"""Writing the pages: all of them into a folder beside the old one, which then takes its place."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lnlbench.errors import DataError, UsageError
+from lnlbench.files import make_folder, storage_errors
+from lnlbench.site import datasets, methods, overview, runs, suite
+from lnlbench.site.boards import boards_of
+from lnlbench.site.model import Site
+from lnlbench.site.render import FOLDER
+
+MARKER = "site.json"
+"""File that says that a folder is a built site, and which files belong to it."""
+
+
+def build(site: Site, out: Path) -> int:
+    """Write all pages.
+
+    Args:
+        site: What they tell.
+        out: The folder: a new one, an empty one, or an earlier site, which stays until the new one is complete.
+
+    Returns:
+        How many HTML pages there are.
+
+    Raises:
+        UsageError: The folder holds something else.
+        DataError: Two pages would have the same address.
+        StorageError: It cannot be written.
+    """
+    out = out.resolve()
+    _check_folder(out)
+    make_folder(out.parent)
+    stage = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    with storage_errors(out), _few_collections(site):
+        try:
+            stage.mkdir()
+            written = _write(stage, _files(site))
+            _swap(stage, out)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+    return sum(path.endswith(".html") for path in written)
+
+
+@contextlib.contextmanager
+def _few_collections(site: Site) -> Iterator[None]:
+    """Keep the garbage collector away from what lives as long as the site.
+
+    Holm's correction of statsmodels asks for a full collection every time, which would walk through all records and
+    modules at every level of every board.
+    """
+    if site.runs:
+        importlib.import_module("statsmodels.stats.multitest")
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _files(site: Site) -> Iterator[tuple[str, str]]:
+    for path in sorted((FOLDER / "static").iterdir()):
+        if path.is_file():
+            yield f"static/{path.name}", path.read_text(encoding="utf-8")
+    # Other processes may make the pages of runs. They begin when the first one is asked for, and work on meanwhile.
+    of_runs = runs.pages(site)
+    first = list(itertools.islice(of_runs, 1))
+    boards = {name: boards_of(site, name) for name in site.suites}
+    yield from overview.pages(site, boards)
+    yield from suite.pages(site, boards)
+    yield from methods.pages(site)
+    yield from datasets.pages(site)
+    yield from itertools.chain(first, of_runs)
+
+
+def _write(folder: Path, files: Iterable[tuple[str, str]]) -> list[str]:
+    # A site is made again in seconds, so nothing here waits for the disk.
+    written: dict[str, str] = {}
+    folders = set()
+    for path, text in files:
+        # Some file systems make no difference between upper and lower case.
+        if path.lower() in written:
+            raise DataError(f"two pages would be {path}; rename one of the methods, tasks or suites concerned")
+        written[path.lower()] = path
+        target = folder / path
+        if target.parent not in folders:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(target.parent)
+        target.write_bytes(text.encode())
+    listed = sorted(written.values())
+    marker = {"generator": "lnlbench site", "files": listed}
+    (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    return listed
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder with anything in it that a site does not have, since it would be lost."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out} is a file; name a folder for the site")
+    try:
+        listed = set(json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]) | {MARKER}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{out} is neither empty nor a site that was built here; name another folder") from None
+    for path, _, names in os.walk(out):
+        for name in sorted(names):
+            found = (Path(path) / name).relative_to(out).as_posix()
+            if found not in listed:
+                raise UsageError(f"{out} holds {found}, which is not of the site and would be lost; move it away")
+
+
+def _swap(stage: Path, out: Path) -> None:
+    """Put the new folder in the place of the old one. The old one comes back if that fails."""
+    retired = stage.with_suffix(".old")
+    exists = out.exists()
+    if exists:
+        out.replace(retired)
+    try:
+        stage.replace(out)
+    except BaseException:
+        if exists:
+            retired.replace(out)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
