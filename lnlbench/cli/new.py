@@ -50,7 +50,7 @@ def new_suite(name: str, folder: Path | None) -> None:
     lnlbench new-suite mysuite
     python3 -m pip install -e lnlbench-mysuite
     """
-    _write("suite", name, folder, [f"lnlbench info {name}", f"lnlbench run --method ce --suite {name}"])
+    _write("suite", name, folder, [f"lnlbench info {name}", f"lnlbench run --method METHOD --suite {name}"])
 
 
 def _write(kind: Kind, name: str, folder: Path | None, then: list[str]) -> None:

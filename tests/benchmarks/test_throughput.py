@@ -120,9 +120,8 @@ def test_dividemix_ours(benchmark: BenchmarkFixture, task: DeviceTask, synchroni
     peer.eval()
 
     def step() -> None:
-        batch = next(labelled)
         loss, _ = method.loss(
-            network, peer, batch, next(unlabelled), clean_probs[batch.index], 25.0, numpy_stream, torch_stream
+            network, peer, next(labelled), next(unlabelled), clean_probs, 25.0, numpy_stream, torch_stream
         )
         optimiser.zero_grad()
         loss.backward()
