@@ -132,8 +132,8 @@ def test_state_of_every_kind_survives_kills(
     # Two networks that take turns; a mean teacher and an optimiser whose settings change on the way.
     cell = lab.cell(method, epochs=5, limit=100, options={"warmup_epochs": 2})
     reference = refer(lab, forks, essence, cell, tmp_path / "whole")
-    runs, _, unequal = survive(lab, forks, essence, reference, tmp_path / "killed", kills=3, most_per_run=1)
-    assert runs >= 3
+    runs, _, unequal = survive(lab, forks, essence, reference, tmp_path / "killed", kills=2, most_per_run=1)
+    assert runs >= 2
     assert unequal == []
 
 
