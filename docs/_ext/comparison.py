@@ -17,6 +17,9 @@ from lnlbench.store import LocalDataStore
 Questions = dict[str, list[str]]
 """What a preset asks for, and on which suites."""
 
+_PLUS = "\N{NO-BREAK SPACE}+\N{NO-BREAK SPACE}"
+"""Keeps the two numbers of a narrow column in one line."""
+
 _PAGE = """\
 # Comparing the methods
 
@@ -153,9 +156,9 @@ def _cost_row(entry: MethodEntry, measured: MethodProfile | None, first: MethodP
     usage = measured.usage
     return _row(
         f"`{entry.name}`",
-        f"{usage.passes_with_gradient:g} + {usage.passes_without_gradient:g}",
+        f"{usage.passes_with_gradient:g}{_PLUS}{usage.passes_without_gradient:g}",
         str(usage.steps),
-        f"{usage.sets_with_gradient:.1f} + {usage.sets_without_gradient:.1f}",
+        f"{usage.sets_with_gradient:.1f}{_PLUS}{usage.sets_without_gradient:.1f}",
         f"{usage.sets_outside_steps:.1f}",
         f"{usage.sets_encoded:.1f}" + (" + prompt" if usage.prompts_encoded else ""),
         f"{measured.seconds_per_epoch:.2f}",

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 import tomllib
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,9 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
+    @abstractmethod
     def cell(self) -> tuple[str, ...]:
         """What tells the printed cell apart from all others; no two lines share it."""
-        raise NotImplementedError
 
 
 class ReportedRow(_Line):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -332,20 +331,15 @@ def _overlap(left: tuple[float, float, float, float], right: tuple[float, float,
 
 
 def _shades(shares: Sequence[Sequence[float]]) -> str:
-    """Return a PNG in Base64: black, as opaque as the square root of each number."""
-    columns = max(map(len, shares), default=0)
-    rows = [
-        b"\0" + b"".join(bytes((0, round(255 * math.sqrt(min(max(share, 0.0), 1.0))))) for share in row)
-        for row in shares
-    ]
-    header = struct.pack(">IIBBBBB", max(columns, 1), max(len(rows), 1), 8, 4, 0, 0, 0)
-    packed = zlib.compress(b"".join(rows) or b"\0\0\0", 9)
-    chunks = b"".join(_chunk(*each) for each in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")))
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
+    """Return a PNG in Base64: black, as opaque as the square root of each number; of nothing, one clear pixel."""
+    from PIL import Image
 
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    opacities = [round(255 * math.sqrt(min(max(share, 0.0), 1.0))) for row in shares for share in row]
+    size = (len(shares[0]), len(shares)) if opacities else (1, 1)
+    pixels = bytes(byte for opacity in opacities or [0] for byte in (0, opacity))
+    buffer = io.BytesIO()
+    Image.frombytes("LA", size, pixels).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _percent(share: float) -> str:
