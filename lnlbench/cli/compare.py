@@ -29,6 +29,11 @@ _OVERALL = "suite"
 @click.option("--score", "kind", type=click.Choice(SCORES), default="last10", show_default=True, help="By which score.")
 @click.option("--reduced", is_flag=True, help="Compare reduced runs as well, among themselves.")
 @click.option("--ruleset", type=click.Choice(("agnostic", "tuned")), help="Only methods under this ruleset.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the mean ranks and the critical difference into this file, a .svg.",
+)
 @leaderboards_option
 @json_option
 def compare(
@@ -37,6 +42,7 @@ def compare(
     kind: ScoreKind,
     reduced: bool,
     ruleset: str | None,
+    plot: Path | None,
     leaderboards: Path,
     as_json: bool,
 ) -> None:
@@ -57,6 +63,8 @@ def compare(
     comparisons = [compare_entries(standing, kind) for standing in comparable]
     if not any(sample.n for each in comparisons for result in each.tasks for sample in result.samples.values()):
         raise UsageError(f"no finished run of these methods on {suite} has the score {kind}")
+    if plot is not None:
+        _draw(plot, comparisons)
     if as_json:
         print_json([_as_json(each) for each in comparisons])
         return
@@ -78,6 +86,25 @@ def encodable(text: str) -> str:
         plain = text.replace("±", "+/-").replace("…", "...")
         return plain.encode(encoding, "backslashreplace").decode(encoding)
     return text
+
+
+def _draw(plot: Path, comparisons: Iterable[Comparison]) -> None:
+    """Write the critical-difference diagram of the one comparison that has mean ranks of three methods or more."""
+    from lnlbench.files import write_bytes
+    from lnlbench.leaderboard.statistics import critical_difference_svg
+
+    if plot.suffix.lower() != ".svg":
+        raise UsageError(f"--plot {plot}: the drawing is an SVG; name a file that ends with .svg")
+    if not plot.absolute().parent.is_dir():
+        raise UsageError(f"--plot {plot}: the folder {plot.parent} does not exist")
+    drawable = [(each, each.ranking) for each in comparisons if each.ranking and len(each.ranking.mean_ranks) > 2]
+    if not drawable:
+        raise UsageError(f"--plot {plot}: it takes three methods that have finished every task, with no diverged run")
+    if len(drawable) > 1:
+        titles = "; ".join(each.standing.title for each, _ in drawable)
+        raise UsageError(f"--plot {plot}: several comparisons have mean ranks ({titles}); name the methods of one")
+    ((comparison, ranking),) = drawable
+    write_bytes(plot, critical_difference_svg(ranking, f"{comparison.standing.title}, {comparison.kind}"))
 
 
 def _print(comparison: Comparison) -> None:

@@ -6,12 +6,14 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from scipy import stats
@@ -196,6 +198,29 @@ def test_output_that_takes_ascii_only(cli_process: Cli, board: Path) -> None:
 )
 def test_wrong_requests_exit_with_2_and_one_line(cli: Cli, board: Path, command: str, message: str) -> None:
     assert message in one_error(cli(*command.split()))
+
+
+def test_a_plot_of_the_critical_difference(cli: Cli, fabricate: ModuleType, tmp_path: Path) -> None:
+    for salt, method in enumerate(METHODS):
+        for seed in SEEDS:
+            fabricate.make_run(tmp_path / "runs", fabricate.make_spec(method, "0.40", seed), salt=salt)
+    score([tmp_path / "runs"], tmp_path / "leaderboards" / "measured")
+    board = ("--leaderboards", tmp_path / "leaderboards", "--suite", "digits-sym")
+    told = cli("compare", *board, "--plot", tmp_path / "ranks.svg")
+    assert told.code == 0, told.err
+    drawing = ElementTree.fromstring((tmp_path / "ranks.svg").read_bytes())  # noqa: S314 - of our own making
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    words = drawing.attrib["aria-label"]
+    assert words.startswith("digits-sym, last10: mean ranks over 3 cells")
+    difference = re.search(r"Critical difference (\S+)\. ", words)
+    assert difference is not None
+    assert f"critical difference {difference[1]} (Nemenyi)" in " ".join(told.out.split())
+
+    two = cli("compare", "ce", "css", *board, "--plot", tmp_path / "two.svg")
+    assert "it takes three methods" in one_error(two)
+    assert not (tmp_path / "two.svg").exists()
+    assert "ends with .svg" in one_error(cli("compare", *board, "--plot", tmp_path / "ranks.png"))
+    assert "does not exist" in one_error(cli("compare", *board, "--plot", tmp_path / "no" / "ranks.svg"))
 
 
 def test_tables_of_a_suite(cli: Cli, board: Path, runs: Path) -> None:
