@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Never
 
 import click
 
@@ -89,8 +91,33 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 something failed, 2 the request was wrong, 130 interrupted."""
-    sys.exit(_run(arguments))
+    """Run the command line and exit.
+
+    0: done, 1: something failed, 2: the request was wrong, 130: interrupted (Ctrl-C), 143: told to end (SIGTERM).
+    """
+    with _ended_like_interrupted():
+        code = _run(arguments)
+    sys.exit(code)
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM came. Whatever tidies up after Ctrl-C does so now."""
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    def end(_number: int, _frame: object) -> Never:
+        raise _Ended
+
+    # Python lets the main thread alone handle signals.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -99,8 +126,9 @@ def _run(arguments: list[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        return _interrupted()
+    except click.Abort as stop:
+        # What click makes of an interruption while it runs a command.
+        return _interrupted(stop.__cause__)
     except click.ClickException as error:
         message = error.format_message()
         if message.startswith("Usage:"):  # no command was given, which click answers with the help text
@@ -113,8 +141,8 @@ def _run(arguments: list[str] | None) -> int:
             traceback.print_exc()
         _complain(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop)
     except (Exception, SystemExit) as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
@@ -137,9 +165,9 @@ def _reader_may_leave() -> Iterator[None]:
         raise click.exceptions.Exit(0) from None
 
 
-def _interrupted() -> int:
+def _interrupted(by: BaseException | None) -> int:
     click.echo("interrupted; issue the same command again to go on", err=True)
-    return 130
+    return 128 + (signal.SIGTERM if isinstance(by, _Ended) else signal.SIGINT)
 
 
 def _complain(message: str) -> None:

@@ -5,10 +5,8 @@ Legend: N training samples, B batch, H height, W width, K channels, T texts, E f
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from torch.nn import functional
 
 from lnlbench.contracts.encoder import EncoderEntry, EncoderFactory, VisionLanguageModel
 from lnlbench.contracts.views import PLAIN
+from lnlbench.engine.hub import offline_if
 from lnlbench.engine.tracking import Emit
 from lnlbench.engine.views import PixelSource
 from lnlbench.errors import PluginError
@@ -36,9 +35,6 @@ from lnlbench.files import (
 from lnlbench.formats.messages import reason
 from lnlbench.plugins import Catalogue
 from lnlbench.records import digest, safe_name
-
-OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-"""While it is 1, libraries that fetch weights from the Hugging Face hub stay off the network."""
 
 _FORMAT = 1
 _IMAGES, _TEXTS = 128, 128
@@ -120,7 +116,7 @@ class Encoders:
         # Whatever building draws of random numbers must not move the run's own generators.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            with _offline_if(self._offline):
+            with offline_if(self._offline):
                 model = factory(name)
         for each in caught:
             if issubclass(each.category, UserWarning):
@@ -295,19 +291,3 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return (pixels * pixels.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
     return pixels.expand(-1, channels, -1, -1)
-
-
-@contextmanager
-def _offline_if(offline: bool) -> Iterator[None]:
-    if not offline:
-        yield
-        return
-    before = os.environ.get(OFFLINE_VARIABLE)
-    os.environ[OFFLINE_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[OFFLINE_VARIABLE]
-        else:
-            os.environ[OFFLINE_VARIABLE] = before

@@ -26,6 +26,7 @@ from lnlbench.contracts.views import PLAIN, ViewRecipe
 from lnlbench.engine.data import LoadedData, load_cell, task_info
 from lnlbench.engine.device import describe_environment, set_determinism
 from lnlbench.engine.encoders import Encoders, TrainingImages
+from lnlbench.engine.hub import offline_if
 from lnlbench.engine.live import LiveRun, RunDoor, write_arrays
 from lnlbench.engine.realisation import NoiseRealisation, noisy_labels
 from lnlbench.engine.scoring import (
@@ -78,7 +79,8 @@ def run_cell(job: Job, device_name: str, registry: Registry, emit: Emit) -> None
             remove_leftovers(folder)
             (folder / FAILURE).unlink(missing_ok=True)
         write_json(folder / "spec.json", job.cell.model_dump(mode="json"))
-        _run_locked(job, device_name, registry, emit)
+        with offline_if(job.offline):
+            _run_locked(job, device_name, registry, emit)
     finally:
         lock.release()
 

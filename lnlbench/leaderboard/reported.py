@@ -107,8 +107,8 @@ class ReportedRow(_Line):
     table: Name = Field(description="Number of the table.")
     method: Name = Field(description="Method, as printed.")
     method_id: Text = Field(
-        description="Its id in lnlbench or in a package of somebody else's, if there is one; 'a+b' is b started from the "
-        "selection of a (--select)."
+        description="Its id in lnlbench or in a package of somebody else's, if there is one; 'a+b' is b started from "
+        "the selection of a (--select)."
     )
     variant: Text = Field(description="How the row differs from that method's preset; blank if it does not.")
     metric: Literal["top1", "top5"] = Field(description="Whether the class must be the first or among the first five.")

@@ -465,8 +465,9 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     raise AssertionError("it took longer than two minutes")
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_resumed(
-    cli: Cli, plugins: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, plugins: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     plugins.add("lnlbench-slow", "slow_plugin", SLOW)
     command = ["run", "--method", "slow", "--suite", "digits-sym", "--task", "0.4", "--seeds", "1"]
@@ -476,9 +477,9 @@ def test_an_interrupted_run_is_resumed(
     wait_for(lambda: any(len(f.read_text().splitlines()) == 2 for f in workplace.rglob("metrics.jsonl")), process)
     workers = psutil.Process(process.pid).children()
     assert len(workers) == 1
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (code, "")
     assert err.endswith("interrupted; issue the same command again to go on\n")
     assert "Traceback" not in err
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry
 from lnlbench.contracts.suite import Suite
 from lnlbench.contracts.task import Selection, TaskInfo
 from lnlbench.engine.data import find_dataset, load_data
+from lnlbench.engine.hub import OFFLINE_VARIABLE
 from lnlbench.engine.realisation import labels_digest, noisy_labels
 from lnlbench.engine.runner import build_method, run_cell
 from lnlbench.errors import CellBusyError, PluginError, StorageError
@@ -56,6 +58,7 @@ class Odd(Method[OddConfig]):
     def fit(self, task: Any, run: Any) -> None:
         what = self.config.what
         SEEN["task"] = task
+        SEEN["offline"] = os.environ.get(OFFLINE_VARIABLE)
         self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, task.num_classes))
         nn.init.zeros_(self.network[1].weight)
         nn.init.zeros_(self.network[1].bias)
@@ -314,6 +317,19 @@ def test_a_selection_that_is_none_is_named(
 ) -> None:
     (cell,) = make_cells(odd, methods=["odd"], select="chooser", overrides={"chooser.what": what}, epochs=3)
     assert re.search(rf"select\(\) of chooser {said}", failure_of(run_here(cell, odd)[0]))
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_an_offline_run_keeps_libraries_off_the_network(
+    run_odd: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    if before is None:
+        monkeypatch.delenv(OFFLINE_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(OFFLINE_VARIABLE, before)
+    run_odd()
+    assert SEEN["offline"] == "1"
+    assert os.environ.get(OFFLINE_VARIABLE) == before
 
 
 def test_a_finished_cell_is_left_alone(run_odd: Callable[..., Path]) -> None:
