@@ -98,7 +98,7 @@ def locked(board: Path) -> Iterator[None]:
         StorageError: The board cannot be written, or another process holds the lock for too long.
     """
     make_folder(board)
-    lock = FileLock(board / ".lock", timeout=LOCK_SECONDS, poll_interval=0.005)
+    lock = FileLock(board / ".lock", timeout=LOCK_SECONDS, poll_interval=0.05)
     try:
         lock.acquire()
     except Timeout as error:
@@ -191,6 +191,16 @@ def read(folder: Path, confusion: bool = True) -> RunRecord:
     return record
 
 
+def read_metrics(folder: Path) -> list[Epoch]:
+    """Read what a bundle says of each epoch. The form is checked, accuracies are not recomputed.
+
+    Raises:
+        DataError: The metrics are damaged or missing; a run that diverged in its first epoch has none.
+    """
+    path = folder / METRICS
+    return parse_metrics(_unpack(_read_file(path, BUNDLE_LIMIT), path), path)
+
+
 def verify(folder: Path) -> None:
     """Recompute everything in a bundle that can be recomputed.
 
@@ -273,8 +283,9 @@ def _unpack(data: bytes, path: Path) -> bytes:
 
 
 def _check_place(record: RunRecord, folder: Path) -> None:
-    folder = folder.absolute()
-    if (folder.parent.name, folder.name) != (record.spec.suite, record.cell):
+    place = (record.spec.suite, record.cell)
+    # A relative path may be too short to tell, and an absolute one takes a while to make.
+    if folder.parts[-2:] != place and folder.absolute().parts[-2:] != place:
         raise damaged(folder, f"holds cell {record.cell} of suite {record.spec.suite}, so it is in the wrong place")
 
 

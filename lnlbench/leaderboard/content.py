@@ -86,12 +86,14 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one line of ``metrics.jsonl`` says about scores."""
+    """What one line of ``metrics.jsonl`` says."""
 
     accuracies: dict[str, float]
     """By name: :data:`MAIN`, further test sets, either with ``top5``, and ``validation``."""
     selection: dict[str, float]
     """Selection scores that exist in this epoch."""
+    logged: dict[str, float]
+    """What the method logged, as far as it is a finite number."""
 
 
 def parse_record(data: bytes, path: Path, confusion: bool = True) -> RunRecord:
@@ -219,7 +221,10 @@ def _parse_epoch(line: bytes, number: int, path: Path) -> Epoch:
     present = {name: score for name, score in selection.items() if score is not None}
     if not all(map(_is_finite, present.values())):
         raise damaged(path, f"{where}: a selection score is not a finite number")
-    return Epoch({MAIN: value["test_accuracy"], **accuracies}, present)
+    logged = value.get("logged")
+    numbers = logged.items() if isinstance(logged, dict) else ()
+    finite = {name: float(number) for name, number in numbers if _is_finite(number)}
+    return Epoch({MAIN: value["test_accuracy"], **accuracies}, present, finite)
 
 
 def parse_predictions(data: bytes, path: Path, further: Sequence[str] = ()) -> dict[str, Predictions]:

@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 from xml.sax.saxutils import quoteattr
@@ -59,6 +59,9 @@ Tested = list[tuple[float, Interval | None]]
 
 Test = Callable[[NDArray[np.float64]], Tested]
 """Takes differences, shape (P pairs, n cells), no row of which is constant."""
+
+Probabilities = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Takes the same, and returns nothing but the probabilities, shape (P,)."""
 
 
 @dataclass(frozen=True)
@@ -165,18 +168,31 @@ def _varies(scores: Sequence[float]) -> bool:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct probabilities for being many (Holm 1979). Tests that are undefined stay so and do not count."""
-    defined = [p for p in p_values if p is not None]
-    if not defined:
-        return [None] * len(p_values)
+    return _optional(_holm(np.array([math.nan if p is None else p for p in p_values], dtype=np.float64)))
+
+
+def _holm(p_P: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Do the same for an array, in which NaN stands for what is undefined."""
+    defined = ~np.isnan(p_P)
+    if not defined.any():
+        return p_P
     from statsmodels.stats.multitest import multipletests
 
+    corrected_P = p_P.copy()
     # The library collects garbage in each call, which takes half a second where a large board is in memory.
+    frozen = gc.get_freeze_count() > 0
     gc.freeze()
     try:
-        corrected = iter(multipletests(defined, method="holm")[1])
+        corrected_P[defined] = multipletests(p_P[defined], method="holm")[1]
     finally:
-        gc.unfreeze()
-    return [None if p is None else float(next(corrected)) for p in p_values]
+        # What the caller froze stays frozen.
+        if not frozen:
+            gc.unfreeze()
+    return corrected_P
+
+
+def _optional(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def compare_pairs(block: Block, test: Test | None = None) -> list[Pair]:
@@ -190,21 +206,77 @@ def compare_pairs(block: Block, test: Test | None = None) -> list[Pair]:
         The pairs, in the order in which the block names the methods.
     """
     names = list(block)
-    couples = np.array(list(itertools.combinations(range(len(names)), 2)), dtype=np.int64).reshape(-1, 2)
-    cells = sorted({cell for scores in block.values() for cell in scores})
-    if not len(couples) or not cells:
-        return [Pair(names[one], names[other], 0, None, None, None, None) for one, other in couples]
-    table = np.array([[scores.get(cell, math.nan) for cell in cells] for scores in block.values()])
-    differences = np.round(table[couples[:, 0]] - table[couples[:, 1]], _DIGITS)
-    counts = np.count_nonzero(~np.isnan(differences), axis=1)
-    means = np.nansum(differences, axis=1) / np.maximum(counts, 1)
-    results = _test_alike(differences, test or paired_t)
+    couples, differences = _differences(block)
+    counts, means = _summarised(differences)
+    results: list[tuple[float, Interval | None] | None] = [None] * len(couples)
+    for rows, cells in _alike(differences):
+        for row, tested in zip(rows, (test or paired_t)(differences[rows][:, cells]), strict=True):
+            results[row] = tested
     corrected = holm([None if result is None else result[0] for result in results])
     made = []
     for (one, other), n, mean, result, p_holm in zip(couples, counts, means, results, corrected, strict=True):
         p, interval = result or (None, None)
         made.append(Pair(names[one], names[other], int(n), float(mean) if n else None, interval, p, p_holm))
     return made
+
+
+def rank_by_tests(means: Mapping[str, float], block: Block, probabilities: Probabilities) -> dict[str, int | None]:
+    """Return the :func:`shared_ranks` of all pairs of a block, in a fraction of the time: no pair is made.
+
+    Args:
+        means: Mean score of each method.
+        block: What :func:`compare_pairs` takes.
+        probabilities: :func:`t_probabilities` or :func:`wilcoxon_probabilities`.
+    """
+    couples, differences = _differences(block)
+    counts, _ = _summarised(differences)
+    p_P = np.full(len(couples), math.nan)
+    for rows, cells in _alike(differences):
+        p_P[rows] = probabilities(differences[rows][:, cells])
+    numbers = {name: number for number, name in enumerate(block)}
+    tested = np.zeros((len(numbers), len(numbers)), dtype=np.bool_)
+    separable = np.zeros_like(tested)
+    corrected_P = _holm(p_P)
+    for one, other in (couples.T, couples.T[::-1]):
+        tested[one, other] = counts >= 2
+        separable[one, other] = corrected_P < ALPHA
+
+    def verdict(best: str, method: str) -> Verdict:
+        pair = numbers[best], numbers[method]
+        # The best one has the higher mean.
+        return "better" if separable[pair] else "not separable" if tested[pair] else "not tested"
+
+    return _rank(means, {name for name, number in numbers.items() if tested[number].any()}, verdict)
+
+
+def _differences(block: Block) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return every two methods of a block by their numbers, shape (P, 2), and how much the first is better.
+
+    The differences have shape (P, n) for n cells, and are NaN where one of the two has no score.
+    """
+    couples = np.array(list(itertools.combinations(range(len(block)), 2)), dtype=np.int64).reshape(-1, 2)
+    cells = sorted({cell for scores in block.values() for cell in scores})
+    table = np.array([[scores.get(cell, math.nan) for cell in cells] for scores in block.values()], dtype=np.float64)
+    table = table.reshape(len(block), len(cells))
+    return couples, np.round(table[couples[:, 0]] - table[couples[:, 1]], _DIGITS)
+
+
+def _summarised(differences: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for each row how many differences there are, and their mean; 0 if there are none."""
+    counts = np.count_nonzero(~np.isnan(differences), axis=1)
+    return counts, np.nansum(differences, axis=1) / np.maximum(counts, 1)
+
+
+def _alike(differences: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Yield the rows that can be tested together, as they have the same cells; and these cells."""
+    present = ~np.isnan(differences)
+    for mask in present[:1] if present.all() else np.unique(present, axis=0):
+        if mask.sum() < 2:
+            continue
+        rows = np.flatnonzero((present == mask).all(axis=1))
+        rows = rows[np.ptp(differences[rows][:, mask], axis=1) > 0]
+        if len(rows):
+            yield rows, mask
 
 
 def paired_t(differences_Pn: NDArray[np.float64]) -> Tested:
@@ -219,36 +291,34 @@ def paired_t(differences_Pn: NDArray[np.float64]) -> Tested:
     ]
 
 
+def t_probabilities(differences_Pn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of :func:`paired_t` alone, shape (P,)."""
+    from scipy import stats
+
+    return np.asarray(stats.ttest_1samp(differences_Pn, 0.0, axis=1).pvalue)
+
+
 def wilcoxon(differences_Pn: NDArray[np.float64]) -> Tested:
     """Return, for each row of differences, the two-sided probability of Wilcoxon's signed-rank test (1945).
 
     It is exact where no two differences tie, up to 50 of them, else by the normal approximation. Cells in which two
     methods are equal say nothing in this test.
     """
+    return [(p, None) for p in wilcoxon_probabilities(differences_Pn).tolist()]
+
+
+def wilcoxon_probabilities(differences_Pn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities of :func:`wilcoxon` as an array, shape (P,)."""
     from scipy import stats
 
-    tested: Tested = []
-    for differences in differences_Pn:
-        sizes = np.abs(differences)
-        exact = len(sizes) <= 50 and sizes.all() and len(np.unique(sizes)) == len(sizes)
-        found = stats.wilcoxon(differences, correction=not exact, method="exact" if exact else "approx")
-        tested.append((float(found.pvalue), None))
-    return tested
-
-
-def _test_alike(differences: NDArray[np.float64], test: Test) -> list[tuple[float, Interval | None] | None]:
-    """Test rows of differences, NaN where a cell is missing; those with the same cells in one call."""
-    present = ~np.isnan(differences)
-    results: list[tuple[float, Interval | None] | None] = [None] * len(differences)
-    for mask in np.unique(present, axis=0):
-        if mask.sum() < 2:
-            continue
-        rows = np.flatnonzero((present == mask).all(axis=1))
-        rows = rows[np.ptp(differences[rows][:, mask], axis=1) > 0]
-        if len(rows):
-            for row, result in zip(rows, test(differences[rows][:, mask]), strict=True):
-                results[row] = result
-    return results
+    sizes = np.sort(np.abs(differences_Pn), axis=1)
+    exact = (sizes[:, :1] > 0).all(axis=1) & (np.diff(sizes, axis=1) > 0).all(axis=1) & (sizes.shape[1] <= 50)
+    p_P = np.empty(len(differences_Pn))
+    for rows, method in ((exact, "exact"), (~exact, "approx")):
+        if rows.any():
+            found = stats.wilcoxon(differences_Pn[rows], correction=method == "approx", method=method, axis=1)
+            p_P[rows] = found.pvalue
+    return p_P
 
 
 def shared_ranks(means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, int | None]:
@@ -271,14 +341,20 @@ def shared_ranks(means: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str,
         verdicts[pair.first, pair.second] = verdicts[pair.second, pair.first] = pair.verdict
         if pair.verdict != "not tested":
             testable |= {pair.first, pair.second}
+    return _rank(means, testable, lambda first, second: verdicts.get((first, second), "not tested"))
+
+
+def _rank(
+    means: Mapping[str, float], testable: Set[str], verdict: Callable[[str, str], Verdict]
+) -> dict[str, int | None]:
     ranks: dict[str, int | None] = {}
     best, rank, ranked = None, 1, 0
     for method in sorted(means, key=lambda each: (-means[each], each)):
-        verdict = "better" if best is None else verdicts.get((best, method), "not tested")
-        if method not in testable or verdict == "not tested":
+        judged = "not tested" if method not in testable else "better" if best is None else verdict(best, method)
+        if judged == "not tested":
             ranks[method] = None
             continue
-        if verdict != "not separable":
+        if judged != "not separable":
             best, rank = method, ranked + 1
         ranks[method] = rank
         ranked += 1

@@ -9,7 +9,13 @@ from statistics import fmean
 from typing import Any, Literal
 
 from lnlbench.leaderboard.aggregate import OWN_EDITION, Row, division, scores_on
-from lnlbench.leaderboard.statistics import Ranking, compare_pairs, rank_over_cells, shared_ranks, wilcoxon
+from lnlbench.leaderboard.statistics import (
+    Ranking,
+    rank_by_tests,
+    rank_over_cells,
+    t_probabilities,
+    wilcoxon_probabilities,
+)
 from lnlbench.site.model import Run, Site
 
 Kind = Literal["last10", "last", "best", "best_val", "top5_last10"]
@@ -166,7 +172,7 @@ class Ranks:
 
 
 def _rank(board: Board, kind: Kind) -> Ranks:
-    """Do what :func:`lnlbench.leaderboard.standings.compare` does, without the intervals, which nobody sees here."""
+    """Rank as :func:`lnlbench.leaderboard.standings.compare` does, without the pairs, which nobody sees here."""
     blocks = {task: {entry.name: entry.scores(task, kind) for entry in board.entries} for task in board.tasks}
     on_task = {
         task: {name: fmean(sorted(each.values())) for name, each in block.items() if each}
@@ -177,16 +183,16 @@ def _rank(board: Board, kind: Kind) -> Ranks:
         for entry in board.entries
         if all(entry.name in each for each in on_task.values())
     }
-    ranks = {task: shared_ranks(on_task[task], compare_pairs(block)) for task, block in blocks.items()}
+    ranks = {task: rank_by_tests(on_task[task], block, t_probabilities) for task, block in blocks.items()}
     suite = {
         entry.name: {f"{task} {cell}": value for task in blocks for cell, value in blocks[task][entry.name].items()}
         for entry in board.entries
     }
-    over_suite = compare_pairs(suite, wilcoxon) if len(board.tasks) > 1 else []
+    over_suite = rank_by_tests(means, suite if len(board.tasks) > 1 else {}, wilcoxon_probabilities)
     complete = {entry.name: suite[entry.name] for entry in board.entries if entry.name in means and not entry.diverged}
     shared = set.intersection(*map(set, complete.values())) if complete else set()
     covered = {cell.partition(" ")[0] for cell in shared} == set(board.tasks)
-    return Ranks(ranks, shared_ranks(means, over_suite), means, rank_over_cells(complete) if covered else None)
+    return Ranks(ranks, over_suite, means, rank_over_cells(complete) if covered else None)
 
 
 def score(row: Row, kind: Kind) -> float | None:

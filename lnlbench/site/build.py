@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import itertools
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from lnlbench.errors import DataError, UsageError
@@ -18,6 +16,7 @@ from lnlbench.files import make_folder, storage_errors
 from lnlbench.site import datasets, methods, overview, runs, suite
 from lnlbench.site.boards import boards_of
 from lnlbench.site.model import Site
+from lnlbench.site.output import write
 from lnlbench.site.render import FOLDER
 
 MARKER = "site.json"
@@ -43,10 +42,10 @@ def build(site: Site, out: Path) -> int:
     _check_folder(out)
     make_folder(out.parent)
     stage = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    with storage_errors(out), _few_collections(site):
+    with storage_errors(out), _few_collections():
         try:
             stage.mkdir()
-            written = _write(stage, _files(site))
+            written = _write(stage, site)
             _swap(stage, out)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
@@ -55,14 +54,8 @@ def build(site: Site, out: Path) -> int:
 
 
 @contextlib.contextmanager
-def _few_collections(site: Site) -> Iterator[None]:
-    """Keep the garbage collector away from what lives as long as the site.
-
-    Holm's correction of statsmodels asks for a full collection every time, which would walk through all records and
-    modules at every level of every board.
-    """
-    if site.runs:
-        importlib.import_module("statsmodels.stats.multitest")
+def _few_collections() -> Iterator[None]:
+    """Keep the garbage collector away from what lives as long as the site, here and in processes that are forked."""
     gc.freeze()
     try:
         yield
@@ -74,32 +67,24 @@ def _files(site: Site) -> Iterator[tuple[str, str]]:
     for path in sorted((FOLDER / "static").iterdir()):
         if path.is_file():
             yield f"static/{path.name}", path.read_text(encoding="utf-8")
-    # Other processes may make the pages of runs. They begin when the first one is asked for, and work on meanwhile.
-    of_runs = runs.pages(site)
-    first = list(itertools.islice(of_runs, 1))
     boards = {name: boards_of(site, name) for name in site.suites}
     yield from overview.pages(site, boards)
     yield from suite.pages(site, boards)
     yield from methods.pages(site)
     yield from datasets.pages(site)
-    yield from itertools.chain(first, of_runs)
 
 
-def _write(folder: Path, files: Iterable[tuple[str, str]]) -> list[str]:
-    # A site is made again in seconds, so nothing here waits for the disk.
-    written: dict[str, str] = {}
-    folders = set()
-    for path, text in files:
+def _write(folder: Path, site: Site) -> list[str]:
+    # Other processes may write the pages of runs meanwhile.
+    with runs.writing(site, folder) as of_runs:
+        paths = [*write(folder, _files(site)), *of_runs]
+    written: set[str] = set()
+    for path in paths:
         # Some file systems make no difference between upper and lower case.
         if path.lower() in written:
             raise DataError(f"two pages would be {path}; rename one of the methods, tasks or suites concerned")
-        written[path.lower()] = path
-        target = folder / path
-        if target.parent not in folders:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(target.parent)
-        target.write_bytes(text.encode())
-    listed = sorted(written.values())
+        written.add(path.lower())
+    listed = sorted(paths)
     marker = {"generator": "lnlbench site", "files": listed}
     (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
     return listed

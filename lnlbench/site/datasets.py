@@ -166,10 +166,13 @@ def _used(site: Site) -> dict[str, list[Used]]:
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for cell in sorted(runs):
         record = runs[cell]
-        key = json.dumps(record.data.model_dump(mode="json"), sort_keys=True)
-        groups.setdefault((record.spec.dataset, key), []).append(record)
+        groups.setdefault((record.spec.dataset, record.data.model_dump_json()), []).append(record)
     found: dict[str, list[Used]] = {}
-    for (dataset, _), records in sorted(groups.items()):
+    for (dataset, _), records in sorted(groups.items(), key=lambda group: (group[0][0], _facts_key(group[1][0]))):
         suites = tuple(sorted({record.spec.suite for record in records}))
         found.setdefault(dataset, []).append(Used(records[0].data, suites, len(records)))
     return found
+
+
+def _facts_key(record: RunRecord) -> str:
+    return json.dumps(record.data.model_dump(mode="json"), sort_keys=True)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import email
-import importlib.metadata
 import json
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -25,7 +21,7 @@ from lnlbench.leaderboard.render import rows_as_json
 from lnlbench.leaderboard.reported import ReportedPaper, ReportedRow, StudyRow
 from lnlbench.leaderboard.reported import to_csv as reported_to_csv
 from lnlbench.leaderboard.store import to_csv
-from lnlbench.plugins import Registered
+from lnlbench.plugins import Registered, readme
 from lnlbench.site.model import Site, slug
 from lnlbench.site.render import render
 
@@ -181,7 +177,7 @@ def departures(distribution: str) -> Markup:
     What it says is Markdown, and may come from anybody: HTML in it is shown as text, pictures are left out, and only
     links to the web are links.
     """
-    return render_section(_readme(distribution), _DEPARTURES)
+    return render_section(readme(distribution), _DEPARTURES)
 
 
 def render_section(text: str, heading: str) -> Markup:
@@ -240,19 +236,3 @@ def _harmless(tokens: Sequence[Token]) -> list[Token]:
         elif not dropped:
             kept.append(token)
     return kept
-
-
-def _readme(distribution: str) -> str:
-    """Return a distribution's long description; of one that is installed as a link to its sources, the present one."""
-    try:
-        found = importlib.metadata.distribution(distribution)
-        source = json.loads(found.read_text("direct_url.json") or "{}")
-        if source.get("dir_info", {}).get("editable"):
-            readme = Path(unquote(urlsplit(source["url"]).path)) / "README.md"
-            if readme.is_file():
-                return readme.read_text(encoding="utf-8")
-        # A long description is the body of the metadata, or in the oldest ones a field.
-        body = email.message_from_string(found.read_text("METADATA") or "")
-        return str(body.get_payload() or body.get("Description", ""))
-    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, OSError):
-        return ""

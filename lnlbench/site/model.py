@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from pydantic_core import from_json
 
 from lnlbench.contracts.dataset import DatasetEntry
 from lnlbench.contracts.method import MethodEntry
@@ -20,26 +17,16 @@ from lnlbench.contracts.suite import Suite
 from lnlbench.errors import DataError, UsageError
 from lnlbench.leaderboard import bundle
 from lnlbench.leaderboard.aggregate import Row, protocol_digest
-from lnlbench.leaderboard.content import BUNDLE_LIMIT, METRICS, Epoch, damaged, parse_metrics
+from lnlbench.leaderboard.content import METRICS, Epoch
 from lnlbench.leaderboard.reported import PAPERS, Reported, ReportedRow, read_reported
 from lnlbench.leaderboard.store import bundles_of, read_rows, suites_of
 from lnlbench.plugins import Registered, Registry
-from lnlbench.records import RunRecord, digest, safe_name
+from lnlbench.records import CellSpec, RunRecord, canonical_json, digest, safe_name
 
 MEASURED, REPORTED = "measured", "reported"
 """Folders of the leaderboards."""
 
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
-
-
-@dataclass(frozen=True)
-class LoggedEpoch:
-    """One epoch of a run."""
-
-    scores: Epoch
-    """Accuracies by test set, and selection scores."""
-    logged: Mapping[str, float]
-    """What the method logged, as far as it is a finite number."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +51,15 @@ class Run:
         """
         return bundle.read(self.folder)
 
-    def epochs(self) -> list[LoggedEpoch]:
+    def epochs(self) -> list[Epoch]:
         """Read the metrics; a diverged run may have none.
 
         Raises:
             DataError: They are damaged.
         """
-        path = self.folder / METRICS
-        if self.record.status == "diverged" and not path.exists():
+        if self.record.status == "diverged" and not (self.folder / METRICS).exists():
             return []
-        if not path.is_file():
-            raise damaged(path, "the file is missing")
-        # A file object for gzip takes longer than all the rest, and there are tens of thousands of these files.
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            data = unpacker.decompress(path.read_bytes(), BUNDLE_LIMIT)
-        except (OSError, zlib.error) as error:
-            raise damaged(path, f"not readable as gzip ({error})") from error
-        if not unpacker.eof:
-            raise damaged(path, f"cut off, or more than {BUNDLE_LIMIT // 2**20} MiB unpacked")
-        epochs = parse_metrics(data, path)
-        return [
-            LoggedEpoch(epoch, _numbers(from_json(line).get("logged")))
-            for epoch, line in zip(epochs, data.split(b"\n"), strict=False)
-        ]
+        return bundle.read_metrics(self.folder)
 
 
 RowKey = tuple[str, str, str]
@@ -165,6 +137,25 @@ class Site:
     def dataset_entry(self, name: str) -> Registered[DatasetEntry] | None:
         """Return the entry of a dataset, and who provides it; ``None`` if it is not installed."""
         return self.registry.datasets.find(name) if _findable(self.registry.datasets, name) else None
+
+    def class_names(self, spec: CellSpec) -> tuple[str, ...]:
+        """Return the names of the classes of a cell's data, by class id; those outside the task are among them.
+
+        Empty if the dataset is not installed, or if they depend on a user's copy of it.
+        """
+        key = canonical_json([spec.dataset, spec.data_options])
+        if key not in self._class_names:
+            registered = self.dataset_entry(spec.dataset)
+            try:
+                dataset = registered.load()(spec.dataset, spec.data_options) if registered else None
+                self._class_names[key] = tuple(map(str, getattr(dataset, "class_names", ())))
+            except Exception:  # the code is somebody else's; the page then has numbers
+                self._class_names[key] = ()
+        return self._class_names[key]
+
+    @cached_property
+    def _class_names(self) -> dict[str, tuple[str, ...]]:
+        return {}
 
     # Addresses are relative to the root of the site. They are empty where there is no page.
 
@@ -287,13 +278,3 @@ def _check_runs(board: Path, suite: str, rows: tuple[Row, ...], runs: Mapping[Ro
 def _counts(runs: list[Run]) -> tuple[int, int]:
     finished = sum(run.record.status == "finished" for run in runs)
     return finished, len(runs) - finished
-
-
-def _numbers(logged: object) -> dict[str, float]:
-    if not isinstance(logged, dict):
-        return {}
-    return {
-        name: float(value)
-        for name, value in logged.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
-    }

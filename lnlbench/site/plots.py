@@ -22,6 +22,7 @@ _LEGEND_ROW = 18
 _CHARACTER = 6.4
 """Width of a character of a label in pixels, on average."""
 _LONGEST_NAME = 40
+_LONGEST_CLASS = 14
 _FURTHEST = 1e15
 """Beyond that, differences of numbers are no longer exact; nothing that is plotted comes near it."""
 _EMPTY = (0.0, 1.0)
@@ -50,11 +51,16 @@ class _Axis:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
+        return self.places([value])[0]
+
+    def places(self, values: Iterable[float]) -> list[float]:
+        """Return where numbers are; those beyond an end are there."""
         low, high = self.low, self.high
+        values = [min(max(value, low), high) for value in values]
         if self.logarithmic:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+            values, low, high = [math.log10(value) for value in values], math.log10(low), math.log10(high)
+        start, span, length = self.start, high - low, self.end - self.start
+        return [start + (value - low) / span * length for value in values]
 
 
 def lines(
@@ -130,7 +136,14 @@ def scatter(
 
 
 def matrix(
-    title: str, description: str, x_label: str, y_label: str, shares: Sequence[Sequence[float]], *, id_prefix: str
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+    shares: Sequence[Sequence[float]],
+    *,
+    names: Sequence[str] = (),
+    id_prefix: str,
 ) -> Markup:
     """Draw a matrix as shades: the darker, the larger; the shade is the square root, so that small ones show.
 
@@ -140,12 +153,16 @@ def matrix(
         x_label: What the columns are.
         y_label: What the rows are.
         shares: Rows of numbers in [0, 1], all of one length.
+        names: What rows and columns are called, as many as there are rows; by default they have numbers.
         id_prefix: What the ids inside begin with; another one for each picture of a page.
     """
     rows, columns = len(shares), max(map(len, shares), default=0)
     cell = 260 / max(rows, columns, 1)
     width, height = cell * columns, cell * rows
-    x, y = 44, 26
+    numbers = range(max(rows, columns))
+    texts = [_shortened(name, _LONGEST_CLASS) for name in names] or [str(number) for number in numbers]
+    longest = _CHARACTER * max(map(len, texts)) if names else 0.0
+    x, y = 44 + math.ceil(max(longest - 18, 0)), 26
     at = f'x="{x}" y="{y}" width="{_n(width)}" height="{_n(height)}"'
     data = f"data:image/png;base64,{_shades(shares)}"
     parts = [
@@ -154,13 +171,17 @@ def matrix(
         f'<image class="shades" {at} preserveAspectRatio="none" href="{data}"/>',
         f'<rect class="box" {at}/>',
     ]
-    step = max(1, math.ceil(columns / 12))
+    step = 1 if names else max(1, math.ceil(columns / 12))
     for number in range(0, columns, step):
-        parts.append(
-            f'<text class="tick middle" x="{_n(x + (number + 0.5) * cell)}" y="{_n(y + height + 14)}">{number}</text>'
-        )
+        left = _n(x + (number + 0.5) * cell)
+        below = f'x="{left}" y="{_n(y + height + 14)}"'
+        # Names are longer than a cell is wide.
+        turned = f'transform="translate({left} {_n(y + height + 10)}) rotate(-45)"'
+        kind, place = ("end", turned) if names else ("middle", below)
+        parts.append(f'<text class="tick {kind}" {place}>{escape(texts[number])}</text>')
     for number in range(0, rows, step):
-        parts.append(f'<text class="tick end" x="{x - 5}" y="{_n(y + (number + 0.5) * cell + 4)}">{number}</text>')
+        top = _n(y + (number + 0.5) * cell + 4)
+        parts.append(f'<text class="tick end" x="{x - 5}" y="{top}">{escape(texts[number])}</text>')
     if max(rows, columns) <= 10:
         parts += [
             f'<text class="share{" dark" if share > 0.2 else ""}" x="{_n(x + (column + 0.5) * cell)}"'
@@ -168,7 +189,8 @@ def matrix(
             for row, line in enumerate(shares)
             for column, share in enumerate(line)
         ]
-    return _picture(title, description, parts, math.ceil(y + height + 22), id_prefix, width=math.ceil(x + width + 8))
+    bottom = math.ceil(y + height + max(22, 14 + 0.72 * longest))
+    return _picture(title, description, parts, bottom, id_prefix, width=math.ceil(x + width + 8))
 
 
 def _picture(
@@ -234,10 +256,11 @@ def _ticks(axis: _Axis, whole: bool = False) -> list[float]:
 
 def _line(number: int, series: Series, x_axis: _Axis, y_axis: _Axis, marks: bool) -> str:
     """Draw a line with its error bars and marks."""
-    placed = [(x_axis(x), y_axis(y)) for x, y in series.points]
-    if not placed:
+    if not series.points:
         return ""
-    path = "L".join(f"{_n(x)} {_n(y)}" for x, y in placed)
+    across, up = zip(*series.points, strict=True)
+    placed = list(zip(x_axis.places(across), y_axis.places(up), strict=True))
+    path = "L".join([f"{_n(x)} {_n(y)}" for x, y in placed])
     parts = [f'<g class="s{number % _COLOURS + 1}"><title>{escape(series.name)}</title>']
     parts.append(f'<path class="line" d="M{path}"{_dash(number)}/>')
     for (x, _), (_, value), spread in zip(placed, series.points, series.spread, strict=False):
@@ -346,8 +369,8 @@ def _percent(share: float) -> str:
     return "" if share == 0 else f"{100 * share:.0f}" if share >= 0.095 else f"{100 * share:.1f}"
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+def _shortened(name: str, longest: int = _LONGEST_NAME) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def _short(value: float) -> str:
@@ -361,5 +384,4 @@ def _short(value: float) -> str:
 
 def _n(value: float) -> str:
     """Write a coordinate with a tenth of a pixel."""
-    text = f"{value:.1f}"
-    return text[:-2] if text.endswith(".0") else text
+    return f"{value:.1f}".removesuffix(".0")

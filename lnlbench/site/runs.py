@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import os
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from lnlbench.leaderboard.aggregate import Row, scores_on
-from lnlbench.leaderboard.content import MAIN
+from lnlbench.leaderboard.content import MAIN, Epoch
 from lnlbench.leaderboard.reproduce import commands, needed, row_name
 from lnlbench.leaderboard.store import guard
-from lnlbench.records import CellSpec, RunRecord, Scores, canonical_json, digest
-from lnlbench.site.model import LoggedEpoch, Run, Site
+from lnlbench.records import CellSpec, Environment, RunRecord, Scores, canonical_json, digest
+from lnlbench.site.model import Run, Site
+from lnlbench.site.output import write
 from lnlbench.site.plots import Series, lines, matrix
 from lnlbench.site.render import render
 
@@ -54,6 +59,8 @@ TRUST = {
 }
 """What the tiers of trust mean."""
 
+_KINDS = ("accuracies", "selection", "logged")
+"""Kinds of what is known after an epoch."""
 _MEMORISED = "memori"
 """Logged metrics with this in their names say how much of the noise the networks know by heart."""
 _SHOWN_EPOCHS = 12
@@ -78,14 +85,9 @@ class Logged:
     run: Run
     name: str
     """What it is called among the runs of its row."""
-    epochs: Sequence[LoggedEpoch]
+    epochs: Sequence[Epoch]
     scores: Scores | None
     """On the test set of the row; ``None`` if it diverged."""
-
-    def curve(self, of: Quantity) -> list[tuple[int, float]]:
-        """Return a quantity by the number of epochs trained."""
-        found = ((number, of.value(epoch)) for number, epoch in enumerate(self.epochs, start=1))
-        return [(number, value) for number, value in found if value is not None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Quantity:
     label: str
     """A heading."""
     kind: str
-    """``accuracies``, ``selection`` or ``logged``: where it is."""
+    """One of ``accuracies``, ``selection`` and ``logged``: where it is."""
     key: str
     """Its name there."""
 
@@ -104,13 +106,10 @@ class Quantity:
         """The unit it is shown in; empty for what a method logs, which is shown as it is."""
         return "" if self.kind == "logged" else "%"
 
-    def value(self, epoch: LoggedEpoch) -> float | None:
-        """Return it as it is shown; ``None`` where there is none."""
-        if self.kind == "logged":
-            return epoch.logged.get(self.key)
-        held = epoch.scores.accuracies if self.kind == "accuracies" else epoch.scores.selection
-        value = held.get(self.key)
-        return None if value is None else 100 * value
+    def values(self, epochs: Sequence[Epoch]) -> list[float | None]:
+        """Return it after each epoch as it is shown; ``None`` where there is none."""
+        found = [getattr(epoch, self.kind).get(self.key) for epoch in epochs]
+        return found if self.kind == "logged" else [None if value is None else 100 * value for value in found]
 
 
 @dataclass(frozen=True)
@@ -130,14 +129,31 @@ class GivenLabels:
     """A run with them, and with their confusion matrix."""
     picture: Markup
     """Empty if no true class is known."""
+    classes: list[str]
+    """What the given classes are called."""
+    named: bool
+    """Whether these are names, not numbers."""
     shares: tuple[tuple[str, tuple[str, ...]], ...]
     """Rows of the table: true class, then shares of given classes in percent; of few classes only."""
-    flips: tuple[tuple[int, int, str], ...]
+    flips: tuple[tuple[str, str, str], ...]
     """The largest shares of wrong classes, of many classes: true class, given class, percent."""
     kept: str
     """Smallest and largest share of right labels of a class."""
     stem: str
     """Address of its files, without the ending; empty if there are none."""
+    figures: dict[str, Markup] = field(default_factory=dict)
+    """What pages show of them, by the names of the runs: on a large board, many pages show the same."""
+
+    def shown(self, names: str, path: str) -> Markup:
+        """Render them.
+
+        Args:
+            names: Names of the runs.
+            path: Address of the page.
+        """
+        if names not in self.figures:
+            self.figures[names] = Markup(render("labels.html", path, names=names, given=self))  # noqa: S704
+        return self.figures[names]
 
 
 _Seen = dict[str, GivenLabels]
@@ -145,63 +161,96 @@ _Seen = dict[str, GivenLabels]
 
 
 def pages(site: Site) -> Iterator[tuple[str, str]]:
-    """Yield the page of every measured row, and the files behind it. Many are made by several processes.
+    """Yield the page of every measured row, and the files behind it.
 
     Raises:
         DataError: A bundle is damaged.
     """
-    rows = list(site.rows())
-    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
     written = set()
-    for made in _each(site, chunks):
-        for path, text in made:
+    for chunk in _chunks(site):
+        for path, text in _pages(site, chunk):
             # Rows of several chunks may have the same given labels, and then the same files of them.
-            if not path.startswith(_LABELS) or path not in written:
+            if path not in written or not path.startswith(_LABELS):
                 written.add(path)
                 yield path, text
 
 
-def _each(site: Site, chunks: Sequence[Sequence[Row]]) -> Iterator[list[tuple[str, str]]]:
-    """Make the pages of each chunk, in this order."""
+@contextlib.contextmanager
+def writing(site: Site, folder: Path) -> Iterator[Iterator[str]]:
+    """Write the files of :func:`pages`. Where there are many, other processes begin at once, and work on meanwhile.
+
+    Args:
+        site: All results.
+        folder: Where the site is written.
+
+    Yields:
+        The path of each file. Once there are no more, all are written.
+
+    Raises:
+        DataError: A bundle is damaged.
+    """
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MOST_WORKERS)
     if workers == 1 or sum(map(len, site.runs.values())) < _MANY_RUNS:
-        yield from (_pages(site, chunk) for chunk in chunks)
+        yield write(folder, pages(site))
         return
     # Forked processes have the site already; handing it over would take longer than the pages.
     context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings(), ProcessPoolExecutor(workers, context, _inherit, (site,)) as pool:
+    with warnings.catch_warnings():
         # Libraries that compute keep threads of their own, which the children neither have nor need.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        yield from pool.map(_inherited_pages, chunks)
+        pool = ProcessPoolExecutor(workers, context, _inherit, (site, folder))
+        made = pool.map(_write_inherited, _chunks(site))
+    try:
+        yield _once(itertools.chain.from_iterable(made))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-_inherited: list[Site] = []
-"""In a worker process: the site."""
+def _once(paths: Iterable[str]) -> Iterator[str]:
+    """Leave out files of given labels that another process has written as well: with the same content."""
+    written = set()
+    for path in paths:
+        if path not in written or not path.startswith(_LABELS):
+            written.add(path)
+            yield path
 
 
-def _inherit(site: Site) -> None:
-    _inherited.append(site)
+def _chunks(site: Site) -> list[list[Row]]:
+    rows = list(site.rows())
+    return [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
 
 
-def _inherited_pages(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    return _pages(_inherited[0], rows)
+_inherited: list[tuple[Site, Path]] = []
+"""In a worker process: the site, and where it is written."""
 
 
-def _pages(site: Site, rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _inherit(site: Site, folder: Path) -> None:
+    _inherited.append((site, folder))
+
+
+def _write_inherited(rows: Sequence[Row]) -> list[str]:
+    site, folder = _inherited[0]
+    return list(write(folder, _pages(site, rows)))
+
+
+def _pages(site: Site, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     seen: _Seen = {}
     datasets = {name: site.dataset_of(name) for name in {row.suite for row in rows}}
-    return [page for row in rows for page in _page(site, row, datasets[row.suite], seen)]
+    for row in rows:
+        yield from _page(site, row, datasets[row.suite], seen)
 
 
 def _page(site: Site, row: Row, dataset: str, seen: _Seen) -> Iterator[tuple[str, str]]:
     path = site.row_url(row)
-    logged = _logged(row, site.runs_of(row))
-    quantities = _quantities(row, logged)
-    curves = [(each, [(one, points) for one in logged if (points := one.curve(each))]) for each in quantities]
-    records = [each.run.record for each in logged]
-    known = len(seen)
-    noises = _noises(logged, seen)
-    stem = f"data/{path.removesuffix('.html')}" if any(each.epochs for each in logged) else ""
+    runs = _logged(row, site.runs_of(row))
+    quantities = _quantities(row, runs)
+    columns = {each.name: [quantity.values(each.epochs) for quantity in quantities] for each in runs}
+    records = [each.run.record for each in runs]
+    noises = _noises(runs)
+    drawn = [key for key in noises if key not in seen]
+    for key in drawn:
+        seen[key] = _draw(site, noises[key][0].run, key)
+    stem = f"data/{path.removesuffix('.html')}" if any(each.epochs for each in runs) else ""
     yield (
         path,
         render(
@@ -213,11 +262,12 @@ def _page(site: Site, row: Row, dataset: str, seen: _Seen) -> Iterator[tuple[str
             dataset=dataset,
             scores=_scores(row),
             selection=_selection(row),
-            runs=logged,
-            figures=[_figure(number, each, found) for number, (each, found) in enumerate(curves, start=1)],
-            tables={each.name: _table(each, quantities) for each in logged},
-            quantities=quantities,
-            noises=noises,
+            runs=runs,
+            figures=_figures(runs, quantities, columns),
+            tables={each.name: _table(columns[each.name], quantities) for each in runs},
+            headings=["Epochs trained", *(each.label for each in quantities)],
+            noises=[seen[key].shown("; ".join(each.name for each in members), path) for key, members in noises.items()],
+            environments={each.name: _environment(each.run.record.environment.model_dump_json()) for each in runs},
             commands=[each.text for each in commands(records, site.registry.suites)],
             needed=list(dict.fromkeys(each for record in records for each in needed(record))),
             compare=shlex.join(["lnlbench", "reproduce", row_name(*_place(row)), "--run"]),
@@ -227,9 +277,9 @@ def _page(site: Site, row: Row, dataset: str, seen: _Seen) -> Iterator[tuple[str
         ),
     )
     if stem:
-        yield from _epoch_files(stem, logged)
-    for given in list(seen.values())[known:]:
-        yield from _confusion_files(given)
+        yield from _epoch_files(stem, runs)
+    for key in drawn:
+        yield from _confusion_files(seen[key])
 
 
 def _logged(row: Row, runs: Sequence[Run]) -> list[Logged]:
@@ -237,6 +287,12 @@ def _logged(row: Row, runs: Sequence[Run]) -> list[Logged]:
     return [
         Logged(run, name, run.epochs(), scores_on(run.record, row.task)) for run, name in zip(runs, names, strict=True)
     ]
+
+
+@lru_cache(maxsize=100)
+def _environment(text: str) -> Markup:
+    """Render what is told of an environment, given as JSON: most runs share one."""
+    return Markup(render("environment.html", "", environment=Environment.model_validate_json(text)))  # noqa: S704
 
 
 def _names(records: Sequence[RunRecord]) -> list[str]:
@@ -253,49 +309,59 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
 
 def _quantities(row: Row, runs: Sequence[Logged]) -> list[Quantity]:
     """Return what has a curve: whatever is known in any epoch."""
-    epochs = [epoch for each in runs for epoch in each.epochs]
+    known = {kind: set().union(*(getattr(epoch, kind) for each in runs for epoch in each.epochs)) for kind in _KINDS}
     tests = next((each.run.record.spec.test_sets for each in runs), ())
     own = row.task if row.task in tests[1:] else MAIN
     accuracies = {own: "Test accuracy", f"{own}.top5" if own else "top5": "Top-5 test accuracy"}
     accuracies["validation"] = "Accuracy on clean validation data"
-    logged = {name for epoch in epochs for name in epoch.logged}
-    memorised = {name: f"Memorised noise: {name}" for name in sorted(logged) if _MEMORISED in name.lower()}
-    known = {
-        "accuracies": {name for epoch in epochs for name in epoch.scores.accuracies},
-        "selection": {name for epoch in epochs for name in epoch.scores.selection},
-        "logged": logged,
-    }
+    memorised = {name: f"Memorised noise: {name}" for name in sorted(known["logged"]) if _MEMORISED in name.lower()}
     labels = {"accuracies": accuracies, "selection": SELECTION, "logged": memorised}
     return [
         Quantity(label, kind, key) for kind, held in labels.items() for key, label in held.items() if key in known[kind]
     ]
 
 
-def _figure(number: int, quantity: Quantity, curves: Sequence[tuple[Logged, list[tuple[int, float]]]]) -> Markup:
-    ends = ", ".join(f"{each.name}: {points[-1][1]:.2f}" for each, points in curves)
-    return lines(
-        quantity.label,
-        f"{quantity.label} by the number of epochs trained. At the end, {ends}. The tables of the runs have the "
-        "numbers.",
-        "epochs trained",
-        f"{quantity.label}{f', {quantity.unit}' if quantity.unit else ''}",
-        [Series(each.name, tuple(points)) for each, points in curves],
-        count=max(len(each.epochs) for each, _ in curves),
-        id_prefix=f"curve-{number}",
-    )
+_Columns = Mapping[str, Sequence[Sequence[float | None]]]
+"""For each run by name: the values of each quantity after each epoch."""
 
 
-def _table(run: Logged, quantities: Sequence[Quantity]) -> Table:
+def _figures(runs: Sequence[Logged], quantities: Sequence[Quantity], columns: _Columns) -> list[Markup]:
+    """Draw each quantity by the number of epochs trained."""
+    figures = []
+    for number, quantity in enumerate(quantities):
+        curves = {
+            each.name: tuple((at, value) for at, value in enumerate(columns[each.name][number], 1) if value is not None)
+            for each in runs
+        }
+        curves = {name: points for name, points in curves.items() if points}
+        ends = ", ".join(f"{name}: {points[-1][1]:.2f}" for name, points in curves.items())
+        drawing = lines(
+            quantity.label,
+            f"{quantity.label} by the number of epochs trained. At the end, {ends}. The tables of the runs have the "
+            "numbers.",
+            "epochs trained",
+            f"{quantity.label}{f', {quantity.unit}' if quantity.unit else ''}",
+            [Series(name, points) for name, points in curves.items()],
+            count=max(len(each.epochs) for each in runs if each.name in curves),
+            id_prefix=f"curve-{number + 1}",
+        )
+        figures.append(drawing)
+    return figures
+
+
+def _table(columns: Sequence[Sequence[float | None]], quantities: Sequence[Quantity]) -> Table:
     """Return the numbers of some epochs: the first, the last, and between them at equal distances."""
-    last = len(run.epochs)
+    last = len(columns[0]) if columns else 0
     count = min(last, _SHOWN_EPOCHS)
     shown = sorted({round(1 + place * (last - 1) / max(count - 1, 1)) for place in range(count)})
-    rows = []
-    for number in shown:
-        epoch = run.epochs[number - 1]
-        cells = (_two(each.value(epoch), places=2 if each.unit else 4) for each in quantities)
-        row = '</td><td class="n">'.join(cells)
-        rows.append(f'<tr><th scope="row" class="n">{number}</th><td class="n">{row}</td></tr>\n')
+    texts = [
+        [_two(column[number - 1], places=2 if quantity.unit else 4) for number in shown]
+        for column, quantity in zip(columns, quantities, strict=True)
+    ]
+    rows = [
+        f'<tr><th scope="row" class="n">{number}</th><td class="n">{row}</td></tr>\n'
+        for number, row in zip(shown, map('</td><td class="n">'.join, zip(*texts, strict=True)), strict=True)
+    ]
     # There are hundreds of thousands of such rows on a large board, and nothing but numbers in them.
     return Table(Markup("".join(rows)), len(rows))  # noqa: S704
 
@@ -368,47 +434,53 @@ def _options(spec: CellSpec) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _noises(runs: Sequence[Logged], seen: _Seen) -> list[tuple[str, GivenLabels]]:
-    """Return the given labels of runs, each with the names of the runs that had them."""
-    names: dict[str, list[Logged]] = {}
+def _noises(runs: Sequence[Logged]) -> dict[str, list[Logged]]:
+    """Return the given labels of runs, by a key: the runs that had them."""
+    found: dict[str, list[Logged]] = {}
     for each in runs:
         record = each.run.record
-        names.setdefault(digest([record.noise.digest, record.data.digest])[:16], []).append(each)
-    for key, members in names.items():
-        if key not in seen:
-            seen[key] = _draw(members[0].run, key)
-    return [("; ".join(each.name for each in members), seen[key]) for key, members in names.items()]
+        found.setdefault(_labels_key(record.noise.digest, record.data.digest), []).append(each)
+    return found
 
 
-def _draw(run: Run, key: str) -> GivenLabels:
+@lru_cache(maxsize=1000)
+def _labels_key(noise: str, data: str) -> str:
+    return digest([noise, data])[:16]
+
+
+def _draw(site: Site, run: Run, key: str) -> GivenLabels:
     record = run.with_confusion()
     counts = record.noise.confusion
     if not counts:
-        return GivenLabels(record, Markup(), (), (), "", "")
+        return GivenLabels(record, Markup(), [], False, (), (), "", "")
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    classes = record.data.num_classes
-    kept = [row[each] for each, row in enumerate(shares[:classes]) if sum(row)]
-    picture = matrix(
-        "Transition matrix of the given labels",
-        f"Share of given classes by true class, {len(counts)} x {classes}. On the diagonal, where labels are right, "
-        f"from {_two(100 * min(kept, default=0))} to {_two(100 * max(kept, default=0))} %.",
-        "given class",
-        "true class",
-        shares,
-        id_prefix=f"noise-{key[:8]}",
-    )
-    few = len(counts) <= _SHOWN_CLASSES
-    table = tuple((_class(each, classes), tuple(_two(100 * share) for share in row)) for each, row in enumerate(shares))
+    classes, few = record.data.num_classes, len(counts) <= _SHOWN_CLASSES
+    names = site.class_names(record.spec)
+    numbers = [str(number) for number in range(len(counts))]
+    # Names of own data are the business of those who have them, and digits are called what they are.
+    named = len(names) == len(counts) and list(names) != numbers
+    shown = list(names) if named else numbers
+    true = [name if number < classes else f"{name} (outside the task)" for number, name in enumerate(shown)]
     wrong = sorted(
         ((-share, true, given) for true, row in enumerate(shares) for given, share in enumerate(row) if true != given)
     )
-    flips = tuple((true, given, _two(-100 * share)) for share, true, given in wrong[:10] if share)
+    flips = tuple((true[one], shown[other], _two(-100 * share)) for share, one, other in wrong[:10] if share)
+    kept = [row[each] for each, row in enumerate(shares[:classes]) if sum(row)]
+    most = " Most often, {}{} is labelled {}: {} %.".format("" if named else "class ", *flips[0]) if flips else ""
+    picture = matrix(
+        "Transition matrix of the given labels",
+        f"Share of given classes by true class, {len(counts)} x {classes}. On the diagonal, where labels are right, "
+        f"from {_two(100 * min(kept, default=0))} to {_two(100 * max(kept, default=0))} %.{most}",
+        "given class",
+        "true class",
+        shares,
+        names=shown if named and few else (),
+        id_prefix=f"noise-{key[:8]}",
+    )
+    table = tuple((name, tuple(_two(100 * share) for share in row)) for name, row in zip(true, shares, strict=True))
     span = f"{_two(100 * min(kept))} to {_two(100 * max(kept))}" if kept else ""
-    return GivenLabels(record, picture, table if few else (), () if few else flips, span, f"{_LABELS}{key}")
-
-
-def _class(number: int, classes: int) -> str:
-    return str(number) if number < classes else f"{number} (outside the task)"
+    stem = f"{_LABELS}{key}"
+    return GivenLabels(record, picture, shown[:classes], named, table if few else (), () if few else flips, span, stem)
 
 
 def _confusion_files(given: GivenLabels) -> Iterator[tuple[str, str]]:
@@ -425,28 +497,25 @@ def _confusion_files(given: GivenLabels) -> Iterator[tuple[str, str]]:
 def _epoch_files(stem: str, runs: Sequence[Logged]) -> Iterator[tuple[str, str]]:
     """Yield all that was measured after each epoch of each run; fractions, epochs counted from 0."""
     keys: dict[tuple[str, str], str] = {}
-    for each in runs:
-        for epoch in each.epochs:
-            keys |= {
-                ("accuracies", key): f"accuracy.{key}" if key else "test_accuracy" for key in epoch.scores.accuracies
-            }
-            keys |= {("selection", key): f"selection.{key}" for key in epoch.scores.selection}
-            keys |= {("logged", key): f"logged.{key}" for key in epoch.logged}
+    for kind in _KINDS:
+        for key in set().union(*(getattr(epoch, kind) for each in runs for epoch in each.epochs)):
+            keys[kind, key] = _column(kind, key)
     # The test accuracy first, then by kind and name.
     columns = sorted(keys)
     header = ["seed", "cell", "epoch", *(guard(keys[each]) for each in columns)]
     rows: list[list[Any]] = []
     for each in runs:
-        for number, epoch in enumerate(each.epochs):
-            held: Mapping[str, Mapping[str, float]] = {
-                "accuracies": epoch.scores.accuracies,
-                "selection": epoch.scores.selection,
-                "logged": epoch.logged,
-            }
-            values = [held[kind].get(key) for kind, key in columns]
-            rows.append([each.run.record.spec.seed, each.run.record.cell, number, *values])
+        seed, cell = each.run.record.spec.seed, each.run.record.cell
+        values = [[getattr(epoch, kind).get(key) for epoch in each.epochs] for kind, key in columns]
+        rows += [[seed, cell, number, *line] for number, line in enumerate(zip(*values, strict=True))]
     yield f"{stem}.csv", _csv([header, *rows])
     yield f"{stem}.json", json.dumps({"columns": header, "rows": rows}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _column(kind: str, key: str) -> str:
+    if kind == "accuracies":
+        return f"accuracy.{key}" if key else "test_accuracy"
+    return f"{kind}.{key}"
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

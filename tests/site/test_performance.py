@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,7 @@ from lnlbench.site.build import build
 from lnlbench.site.model import read_site
 
 BUILD_SECONDS = 20.0
-BUNDLES_SECONDS = 60.0
-"""With 25,000 bundles to read, test and draw the curves of, on two cores."""
+CORES = 2
 INTERACTIVE_SECONDS = 1.0
 
 # Clicks, and waits until the new order is on the screen.
@@ -59,10 +59,19 @@ def test_the_page_is_interactive_at_once(out: tuple[Path, float], window: Any) -
     assert min(sorting) < INTERACTIVE_SECONDS
 
 
+def work() -> float:
+    """Return the seconds of all cores that this process and those it has waited for have used so far.
+
+    Unlike the time on the clock, it depends little on what else the machine is doing.
+    """
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 @pytest.mark.slow
 def test_bundles_become_pages_in_time(fabricate_huge: Callable[..., None], registry: Registry, tmp_path: Path) -> None:
     fabricate_huge(tmp_path / "boards", bundles=True)
-    began = time.perf_counter()
+    began = work()
     build(read_site(tmp_path / "boards", registry), tmp_path / "site")
-    assert time.perf_counter() - began < BUNDLES_SECONDS
+    assert work() - began < CORES * BUILD_SECONDS
     assert 'data-rank="' in (tmp_path / "site" / "suites" / "large.html").read_text()

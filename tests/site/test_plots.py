@@ -205,3 +205,10 @@ class TestMatrix:
         drawing = matrix("t", "d", "given", "true", [], id_prefix="p")
         assert png(drawing) == [[0]]
         assert texts(parse(drawing), "tick") == []
+
+
+def test_names_of_classes_are_escaped_and_shortened() -> None:
+    picture = matrix("m", "d", "given", "true", [[0.9, 0.1], [0, 1]], names=("<b>bad</b>", "x" * 40), id_prefix="m")
+    assert "<b>" not in picture
+    assert picture.count("&lt;b&gt;bad&lt;/b&gt;") == 2
+    assert picture.count(f">{'x' * 13}…<") == 2

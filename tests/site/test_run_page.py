@@ -132,7 +132,7 @@ class TestScores:
         labels = ["Test accuracy", "Top-5 test accuracy", "Accuracy on clean validation data", *CURVES[1:]]
         assert page.locator(".plot > title").all_text_contents()[: len(labels)] == labels
         last = rows_of(page, "Numbers by epoch: seed 1")[-1]
-        accuracies = run.epochs()[-1].scores.accuracies
+        accuracies = run.epochs()[-1].accuracies
         assert last[1:4] == [f"{100 * accuracies[name]:.2f}" for name in ("ilsvrc12", "ilsvrc12.top5", "validation")]
 
 
@@ -148,7 +148,7 @@ class TestCurves:
             path = plot.locator("g > .line").nth(number).get_attribute("d")
             heights = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", path)]
             drawn = [low + (y - at_low) / (at_high - at_low) * (high - low) for y in heights]
-            told = [100 * epoch.scores.accuracies[""] for epoch in run.epochs()]
+            told = [100 * epoch.accuracies[""] for epoch in run.epochs()]
             assert drawn == pytest.approx(told, abs=0.1)
 
     def test_numbers_are_there_as_text(self, open_row: Any, site: Site) -> None:
@@ -159,8 +159,8 @@ class TestCurves:
         assert page.get_by_role("region", name="Numbers by epoch: seed 2").is_visible()
         assert len(shown) == len(epochs) == 12
         for cells, (number, epoch) in zip(shown, enumerate(epochs, start=1), strict=True):
-            selection = [epoch.scores.selection.get(name) for name in ("clean_precision", "clean_recall", "clean_auc")]
-            numbers = [epoch.scores.accuracies[""], *selection]
+            selection = [epoch.selection.get(name) for name in ("clean_precision", "clean_recall", "clean_auc")]
+            numbers = [epoch.accuracies[""], *selection]
             assert cells == [str(number), *("" if each is None else f"{100 * each:.2f}" for each in numbers)]
 
     def test_of_many_epochs_some_are_shown_and_all_are_in_the_files(self, page_of: Any) -> None:
@@ -228,7 +228,9 @@ class TestGivenLabels:
         assert [cells[1:] for cells in rows_of(page, name)] == wanted
         picture = page.get_by_role("img", name="Transition matrix of the given labels").first
         assert picture.locator(".share").all_text_contents()[:4] == ["80", "10", "10", ""]
-        assert "from 0.00 to 80.00 %" in picture.locator("desc").text_content()
+        told = picture.locator("desc").text_content()
+        assert "from 0.00 to 80.00 %" in told
+        assert "Most often, class " in told
 
     def test_one_picture_of_labels_that_runs_share(self, page_of: Any) -> None:
         page, files = page_of({"seed": 1, "noise_seed": 5}, {"seed": 2, "noise_seed": 5}, {"seed": 3, "noise_seed": 6})
@@ -261,6 +263,22 @@ class TestGivenLabels:
         page, _ = page_of({"known_classes": 4, "record": {"noise": noise}})
         last = rows_of(page, "Share of given classes by true class, in percent: seed 1")[-1]
         assert last == ["4 (outside the task)", "25.00", "25.00", "25.00", "25.00"]
+
+    def test_few_classes_have_their_names(self, page_of: Any) -> None:
+        names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+        confusion = [[80 if row == column else 0 for column in range(10)] for row in range(10)]
+        confusion[3][5] = 20
+        noise = NoiseFacts(digest="b" * 64, num_known=820, num_changed=20, realised_rate=20 / 820, confusion=confusion)
+        data = DataFacts(
+            edition="canonical", digest="d" * 64, num_train=820, num_test=50, num_classes=10, image_size=32
+        )
+        page, _ = page_of({"dataset": "cifar10", "record": {"noise": noise, "data": data}})
+        picture = page.get_by_role("img", name="Transition matrix of the given labels")
+        assert picture.locator(".tick").all_text_contents() == [*names, *names]
+        assert "Most often, cat is labelled dog: 20.00 %." in picture.locator("desc").text_content()
+        table = page.locator('[aria-label="Table: Share of given classes by true class, in percent: seed 1"]')
+        assert table.locator("thead th").all_text_contents() == ["True class", *names]
+        assert table.locator("tbody th").all_text_contents() == names
 
     def test_without_true_classes_there_is_no_picture(self, page_of: Any) -> None:
         noise = NoiseFacts(digest="b" * 64, num_known=0, num_changed=0, realised_rate=None, confusion=None)
@@ -319,9 +337,12 @@ def test_without_bundles_the_page_has_what_the_row_says(leaderboards: Path, regi
     assert "<svg" not in page
 
 
-def test_several_processes_make_the_same_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = list(runs.pages(site))
+def test_several_processes_write_the_same_files(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = dict(runs.pages(site))
     monkeypatch.setattr(runs, "_MANY_RUNS", 1)
     monkeypatch.setattr(runs, "_CHUNK", 3)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert sorted(runs.pages(site)) == sorted(alone)
+    with runs.writing(site, tmp_path) as written:
+        paths = list(written)
+    assert sorted(paths) == sorted(alone)
+    assert {path: (tmp_path / path).read_bytes().decode() for path in paths} == alone
