@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pluggy
 
@@ -169,6 +173,23 @@ def one_line(error: BaseException) -> str:
     """Describe an exception in one line: its type and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def readme(distribution: str) -> str:
+    """Return the README of an installed distribution, in its present state if that is installed for editing.
+
+    It is empty if the distribution has none, or is not installed.
+    """
+    try:
+        installed = importlib.metadata.distribution(distribution)
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            page = Path(url2pathname(urlsplit(origin["url"]).path)) / "README.md"
+            if page.is_file():
+                return page.read_text(encoding="utf-8")
+        return str(installed.metadata.json.get("description", "")).strip()
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError, OSError):
+        return ""
 
 
 def _provider(entry_point: importlib.metadata.EntryPoint) -> Provider:

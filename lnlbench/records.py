@@ -82,7 +82,7 @@ class CellSpec(_Record):
 
     @property
     def id(self) -> str:
-        """See :func:`cell_id`."""
+        """See :func:`lnlbench.records.cell_id`."""
         return cell_id(self.model_dump(mode="json"))
 
     @property

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import comparison
+import fidelity
+import file_pages
+from file_pages import cell as _cell
 from sphinx.application import Sphinx
 
+from lnlbench.api import MethodConfig
 from lnlbench.engine.planner import noise_spec
 from lnlbench.engine.prepare import Requirement, of_suite
-from lnlbench.leaderboard.aggregate import Row
 from lnlbench.plugins import Registered, Registry, discover
 from lnlbench.records import NoiseSpec
+from lnlbench.site.methods import type_name
+from lnlbench.testing import CHECKS
 
+_ADDRESS = re.compile(r"https?://[^\s|<>()]*[^\s|<>().,;:]")
 _LITERAL = re.compile(r"[A-Za-z0-9-]+@(?:LEVEL|\d\.\d+)|lnlbench run --.*(?<! )")
 
 
@@ -33,18 +39,37 @@ def write_pages(app: Sphinx) -> None:
     if registry.broken:
         raise RuntimeError(str(registry.broken[0]))
     folder = Path(app.srcdir) / "reference" / "generated"
-    folder.mkdir(parents=True, exist_ok=True)
+    notes = fidelity.read(registry)
     pages = {
         "methods.md": methods_page(registry),
         "suites.md": suites_page(registry),
         "extensions.md": extensions_page(registry),
-        "csv.md": csv_page(),
+        "csv.md": file_pages.csv_page(),
+        "files.md": file_pages.files_page(),
+        "suite-files.md": file_pages.suite_files_page(registry),
         "coverage.md": coverage_page(registry, Path(app.srcdir) / "coverage.toml"),
         "needs.md": needs_page(registry),
         "comparison.md": comparison.page(registry, Path(app.srcdir) / "reference" / "comparison.json"),
     }
-    for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    parts = {
+        "checks.inc": "\n".join(file_pages.listed("check", {each.name: each.meaning for each in CHECKS})),
+        "options.inc": "\n".join(file_pages.content(MethodConfig)),
+        "fidelity.inc": fidelity.table(notes),
+    }
+    pages |= {f"fidelity/{each.registered.entry.name}.md": fidelity.page(each) for each in notes}
+    for name, text in {**pages, **parts}.items():
+        write_page(folder / name, text)
+    for page in folder.glob("fidelity/*.md"):
+        # Of a method that is no longer installed.
+        if f"fidelity/{page.name}" not in pages:
+            page.unlink()
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a page, unless it is as it should be: Sphinx reads what was written since."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def mark_literals(_app: Sphinx, _context: Any, lines: list[str]) -> None:
@@ -60,15 +85,17 @@ def methods_page(registry: Registry) -> str:
         lines += [f"## {entry.name}", "", entry.summary, ""]
         if entry.paper:
             paper = entry.paper
-            lines += [f"{paper.authors}: *{paper.title}*. {paper.venue}, {paper.year}.", ""]
+            title = f"[{paper.title}]({paper.url})" if paper.url else f"*{paper.title}*"
+            lines += [f"{paper.authors}: {title}. {paper.venue}, {paper.year}.", ""]
         lines += [
             f"Supervision: {', '.join(entry.supervision)}. Networks at test: {entry.networks_at_test}.",
+            f"Presets, departures from the paper, results: [its notes](fidelity/{entry.name}.md).",
             "",
             "| option | type | meaning |",
             "| --- | --- | --- |",
         ]
         for name, field in registered.load().Config.model_fields.items():
-            lines.append(f"| `{name}` | {_type_name(field.annotation)} | {_cell(field.description)} |")
+            lines.append(f"| `{name}` | {_cell(type_name(field.annotation))} | {_cell(field.description)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -167,7 +194,7 @@ def needs_page(registry: Registry) -> str:
             dataset = several[0].dataset(registry)
             lines += [
                 f"{dataset.num_classes} classes, {dataset.num_train:,} training and {dataset.num_test:,} test images.",
-                f"Source: {_cell(dataset.source)}. Licence: {_cell(dataset.licence)}.",
+                f"Source: {_linked(dataset.source)}. Licence: {_cell(dataset.licence)}.",
                 "",
             ]
         if not needs:
@@ -176,23 +203,9 @@ def needs_page(registry: Registry) -> str:
         lines += ["| path | what | where from | fetched by |", "| --- | --- | --- | --- |"]
         for need in needs:
             who = "`lnlbench prepare`" if need.download else "you"
-            lines.append(f"| `{need.path}` | {_cell(need.what)} | {_cell(need.source)} | {who} |")
+            lines.append(f"| `{need.path}` | {_cell(need.what)} | {_linked(need.source)} | {who} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def csv_page() -> str:
-    """The columns of a leaderboard CSV."""
-    lines = [
-        "# Columns of a leaderboard CSV",
-        "",
-        "Accuracies are in per cent, standard deviations are those of a sample (n - 1); what is unknown is blank.",
-        "",
-        "| column | meaning |",
-        "| --- | --- |",
-    ]
-    lines += [f"| `{name}` | {_cell(field.description)} |" for name, field in Row.model_fields.items()]
-    return "\n".join([*lines, ""])
 
 
 def _extension_row(registered: Registered[Any]) -> str:
@@ -201,9 +214,5 @@ def _extension_row(registered: Registered[Any]) -> str:
     return f"| `{registered.entry.name}` | {_cell(registered.entry.summary)} | {_cell(listed)} |"
 
 
-def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|").replace("\n", " ")
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else _cell(str(annotation).replace("typing.", ""))
+def _linked(text: str) -> str:
+    return _ADDRESS.sub(r"<\g<0>>", _cell(text))

@@ -18,7 +18,7 @@ from lnlbench.blocks.divergences import kl_divergence
 def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, symmetric: bool = False) -> Tensor:
     r"""Compute the normalised-temperature cross-entropy (Chen et al. 2020, SimCLR, eq. 1) of two views.
 
-    With all features scaled to length 1 and :math:`Z = [a_1 \dots a_B, b_1 \dots b_B]`:
+    With all features scaled to length 1 and :math:`Z = [a_1 \ldots a_B, b_1 \ldots b_B]`:
 
     .. math:: -\frac1B \sum_{i=1}^{B} \log \frac{\exp(a_i \cdot b_i / \tau)}{\sum_{j \ne i} \exp(a_i \cdot Z_j / \tau)}
 

@@ -44,7 +44,7 @@ def class_variances(features_ND: Tensor, labels_N: Tensor) -> Tensor:
 def variance_entropy(variances_C: Tensor) -> Tensor:
     r"""Compute the entropy of the classes' shares in the variance.
 
-    .. math:: -\sum_c s_c \log s_c, \qquad s_c = v_c / \textstyle\sum_k v_k
+    .. math:: -\sum_c s_c \log s_c, \qquad s_c = v_c / \sum_k v_k
 
     The higher, the more evenly the classes scatter; ``log C`` if all do alike. (Fan & Li 2025 compare class variances
     in a figure; the formula is ours.)

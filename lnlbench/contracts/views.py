@@ -135,7 +135,7 @@ class RandAugment(_Op):
         description="Operations to draw from; one that stands there twice is drawn twice as often.",
     )
     probability: float = Field(0.5, ge=0.0, le=1.0, description="Chance that a drawn operation is applied.")
-    law: Literal["fixmatch", "autoaugment"] = Field("fixmatch", description="What a level means, see above.")
+    law: Literal["fixmatch", "autoaugment"] = Field("fixmatch", description="What a level means, as in the table.")
     levels: tuple[int, int] = Field((1, 9), description="Least and greatest level.")
     top: int = Field(10, ge=1, le=1000, description="The level of full strength.")
     fill: Fill = Field(0, description="Colour of what comes in from outside the image, and of cutouts.")

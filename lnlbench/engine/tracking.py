@@ -62,7 +62,7 @@ class Tracker:
         self._started = False
 
     def track(self, **state: Stateful | MutableMapping[str, Any]) -> None:
-        """See :meth:`lnlbench.contracts.run.Run.track`."""
+        """See :meth:`lnlbench.api.Run.track`."""
         if self._started:
             raise PluginError(f"track({', '.join(state)}) came after epochs(); track everything before the loop")
         for name, item in state.items():
@@ -73,11 +73,11 @@ class Tracker:
             self.tracked[name] = item
 
     def rng(self, name: str) -> NamedStream:
-        """See :meth:`lnlbench.contracts.run.Run.rng`."""
+        """See :meth:`lnlbench.api.Run.rng`."""
         return self._clock.stream(name, self.device)
 
     def log(self, **values: Tensor | float) -> None:
-        """See :meth:`lnlbench.contracts.run.Run.log`."""
+        """See :meth:`lnlbench.api.Run.log`."""
         self._steps.add(values)
 
     def modules(self) -> list[nn.Module]:

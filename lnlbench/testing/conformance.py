@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib.metadata
-import json
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from typing import TYPE_CHECKING, Literal
 
 from lnlbench.errors import UnknownNameError, UsageError
-from lnlbench.plugins import Registry
+from lnlbench.plugins import Registry, readme
 from lnlbench.testing.laboratory import DRAWN, LIMIT, OWN, CheckError, Finished, Lab
 
 if TYPE_CHECKING:
@@ -35,7 +30,7 @@ class Check:
     meaning: str
     """One sentence."""
     examine: Callable[[Lab], str]
-    """Returns what was found, in a few words; raises :class:`CheckError` with the reason."""
+    """Returns what was found, in a few words; raises ``CheckError`` with the reason."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,11 @@ def is_documented(lab: Lab) -> str:
     nameless = [name for name, option in config.model_fields.items() if not option.description]
     if nameless:
         raise CheckError(f"these options have no description: {', '.join(nameless)}")
-    documented = {_unnumbered(name) for name in _first_cells(_readme(lab.registered.provider.distribution))}
+    distribution = lab.registered.provider.distribution
+    page = readme(distribution)
+    if not page:
+        raise CheckError(f'{distribution} has no README; name it in pyproject.toml: readme = "README.md"')
+    documented = {_unnumbered(name) for name in _first_cells(page)}
     metrics = sorted({name for run in (lab.short, lab.long) for row in run.rows for name in row["logged"]})
     for kind, names in (("options", list(config.model_fields)), ("metrics", metrics)):
         missing = [name for name in names if _unnumbered(name) not in documented]
@@ -267,17 +266,3 @@ def _unnumbered(name: str) -> str:
 def _first_cells(readme: str) -> list[str]:
     rows = (line.split("|")[1] for line in readme.splitlines() if line.lstrip().startswith("|"))
     return [name for cell in rows for name in re.findall(r"`([^`]+)`", cell)]
-
-
-def _readme(distribution: str) -> str:
-    """Return the page of an installed distribution: the file itself if it is installed for editing."""
-    installed = importlib.metadata.distribution(distribution)
-    origin: dict[str, Any] = json.loads(installed.read_text("direct_url.json") or "{}")
-    if origin.get("dir_info", {}).get("editable"):
-        page = Path(url2pathname(urlparse(origin["url"]).path)) / "README.md"
-        if page.is_file():
-            return page.read_text(encoding="utf-8")
-    text = str(installed.metadata.json.get("description", ""))
-    if not text.strip():
-        raise CheckError(f'{distribution} has no README; name it in pyproject.toml: readme = "README.md"')
-    return text

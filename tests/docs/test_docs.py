@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import doctest
 import importlib
 import json
 import os
@@ -13,18 +14,22 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 
 import lnlbench
-from lnlbench import hookspecs
-from lnlbench.cli.main import _COMMANDS
+from lnlbench import errors, hookspecs
+from lnlbench.cli.main import _COMMANDS, main
 from lnlbench.plugins import discover
 
 ROOT = Path(os.environ.get("LNLBENCH_SOURCE") or Path(__file__).resolve().parents[2])
 DOCS = ROOT / "docs"
+PACKAGE = Path(lnlbench.__file__).parent
+PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_build", "generated", "examples"} & set(page.parts))
 HOOKS = sorted(name for name in vars(hookspecs) if name.startswith("lnlbench_"))
 
 
@@ -58,12 +63,88 @@ def test_the_example_package_works(cli_process: Callable[..., Any], workplace: P
     assert 0 < float(scored["clean_auc_mean"]) < 100
     # Warm-up goes on for three epochs, in which everything is selected.
     assert (scored["clean_size_mean"], scored["clean_precision_mean"]) == ("100.00", "60.00")
+    (result,) = workplace.glob("runs/digits-sym/0.40/smallloss/*/result.json")
+    everything_is_explained(result.parent)
+    everything_is_explained(board.parent / "bundles" / "digits-sym" / scored_cell(result))
+
+
+def scored_cell(result: Path) -> str:
+    cell = json.loads(result.read_text())["cell"]
+    assert isinstance(cell, str)
+    return cell
+
+
+def everything_is_explained(folder: Path) -> None:
+    """The page about files knows every file of a run or bundle, and every key and array in those that no model has."""
+    pages = extension("file_pages")
+    files = {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
+    if "run.json" in files:
+        assert files == {"run.json", "metrics.jsonl.gz", "predictions.npz", "manifest.json"}
+        assert set(json.loads((folder / "manifest.json").read_text())) == set(pages.MANIFEST)
+        return
+    assert files == set(pages.RUN_FILES) - {"failure.json"}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        assert set(pages.METRICS) - {"accuracies", "networks"} == set(json.loads(line))
+    assert set(json.loads((folder / "checkpoints" / "latest.json").read_text())) == set(pages.CHECKPOINTS)
+    for name, explained in (("predictions.npz", pages.PREDICTIONS), ("samples.npz", pages.SAMPLES)):
+        with np.load(folder / name) as arrays:
+            assert set(arrays) <= set(explained)
+
+
+def extension(name: str) -> ModuleType:
+    """A module of the documentation's own extensions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS / "_ext")
+        return importlib.import_module(name)
+
+
+def test_the_words_for_types_are_as_their_examples_say() -> None:
+    assert doctest.testmod(extension("typenames")) == (0, 3)
+
+
+def test_the_page_about_configuration_knows_every_variable_and_exit_code() -> None:
+    page = (DOCS / "reference" / "configuration.md").read_text()
+    used = {name for path in PACKAGE.rglob("*.py") for name in re.findall(r"\bLNLBENCH_[A-Z_]+\b", path.read_text())}
+    assert used == set(re.findall(r"^\| `(LNLBENCH_[A-Z_]+)` \|", page, re.M))
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+    assert codes == {int(code) for code in re.findall(r"(\d+):", main.__doc__ or "")}
+    expected = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.LnlbenchError)]
+    assert {cls.exit_code for cls in expected} <= codes
+
+
+def test_the_link_check_finds_what_is_broken(tmp_path: Path) -> None:
+    def check() -> tuple[int, list[str]]:
+        command = [sys.executable, str(DOCS / "check_links.py"), str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
+        return done.returncode, done.stdout.splitlines()
+
+    (tmp_path / "sub").mkdir()
+    other = '<p id="there">x</p><a href="../index.html">back</a><a href="https://example.org/">elsewhere</a>'
+    (tmp_path / "sub" / "other page.html").write_text(other)
+    sound = '<a href="sub/other%20page.html#there">a</a><a href="#">top</a><a href="mailto:a@b.c">mail</a>'
+    (tmp_path / "index.html").write_text(sound)
+    assert check() == (0, ["2 pages, 0 broken links"])
+    broken = (
+        '<a href="sub/other%20page.html#here">b</a><img src="no.png"><script src="https://cdn.example/x.js"></script>'
+    )
+    (tmp_path / "index.html").write_text(sound + broken + '<a href="../secret">c</a><a href="#nowhere">d</a>')
+    code, lines = check()
+    assert code == 1
+    assert lines == [
+        "index.html: sub/other%20page.html#here: no such place on that page",
+        "index.html: no.png: no such file",
+        "index.html: loads https://cdn.example/x.js from another host",
+        "index.html: ../secret: no such file",
+        "index.html: #nowhere: no such place on that page",
+        "2 pages, 5 broken links",
+    ]
 
 
 def test_the_page_about_the_example_shows_its_files() -> None:
     page = (DOCS / "howto" / "add-a-method.md").read_text()
     shown = re.findall(r"{literalinclude} (\S+)", page)
-    assert len(shown) == 3
+    assert len(shown) == 4
     for path in shown:
         assert (DOCS / "howto" / path).resolve().is_file()
 
@@ -83,17 +164,13 @@ def test_the_page_about_extensions_lists_every_hook_with_a_real_example() -> Non
 def test_every_page_is_in_the_index_and_every_entry_is_a_page() -> None:
     entries = re.findall(r"^([\w-]+(?:/[\w-]+)*)$", (DOCS / "index.md").read_text(), re.M)
     written = {entry for entry in entries if not entry.startswith("reference/generated/")}
-    pages = {
-        path.relative_to(DOCS).with_suffix("").as_posix()
-        for path in DOCS.rglob("*.md")
-        if not {"_build", "generated"} & set(path.relative_to(DOCS).parts)
-    }
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in PAGES}
     assert written == pages - {"index"}
 
 
 def test_links_between_pages_lead_somewhere() -> None:
     checked = 0
-    for page in [*DOCS.glob("*.md"), *DOCS.glob("howto/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+    for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
             # Building the documentation writes these, and fails if a link leads nowhere.
             if "generated" not in Path(target).parts:
@@ -127,7 +204,7 @@ def test_every_command_and_option_has_a_help_text(name: str, command: click.Comm
 def documented_commands() -> list[tuple[str, str]]:
     """Every ``lnlbench ...`` line inside a code block of the documentation, with its file."""
     found = []
-    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("howto/*.md"))]:
+    for page in [ROOT / "README.md", *PAGES]:
         in_block = False
         for line in page.read_text().splitlines():
             if line.startswith("```"):

@@ -156,6 +156,14 @@ def test_the_executor_runs_all_cells_and_one_that_fails_stops_no_other(cli: Cli,
     assert [row["method"] for row in scored(workplace, "stripes-zero")] == ["ce"]
 
 
+def test_the_method_of_the_page_does_what_every_method_must(cli: Cli) -> None:
+    # `lnlbench check` without these makes all of them, for which there is no time here.
+    quick = ("no-noise", "all-wrong", "single-class", "few-images", "documented")
+    checked = cli("check", "smallloss", "--only", ",".join(quick), "--json")
+    assert checked.code == 0, checked.out
+    assert [(each["check"], each["status"]) for each in json.loads(checked.out)] == [(n, "passed") for n in quick]
+
+
 def test_what_the_page_says_besides_parses(cli: Cli) -> None:
     commands = re.findall(r"`lnlbench (run [^`]*)`", PAGE)
     assert len(commands) == 2
