@@ -7,6 +7,7 @@ imported where they are used because that takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -180,15 +181,28 @@ def _holm(p_P: NDArray[np.float64]) -> NDArray[np.float64]:
 
     corrected_P = p_P.copy()
     # The library collects garbage in each call, which takes half a second where a large board is in memory.
-    frozen = gc.get_freeze_count() > 0
-    gc.freeze()
-    try:
+    with memory_set_aside():
         corrected_P[defined] = multipletests(p_P[defined], method="holm")[1]
-    finally:
-        # What the caller froze stays frozen.
-        if not frozen:
-            gc.unfreeze()
     return corrected_P
+
+
+_set_aside = 0
+"""How many of those below are open in this process."""
+
+
+@contextlib.contextmanager
+def memory_set_aside() -> Iterator[None]:
+    """Keep the garbage collector away from all that is there now, also in processes that are forked meanwhile."""
+    global _set_aside
+    # What came into being since the last time is set aside as well; this only joins two lists.
+    gc.freeze()
+    _set_aside += 1
+    try:
+        yield
+    finally:
+        _set_aside -= 1
+        if not _set_aside:
+            gc.unfreeze()
 
 
 def _optional(values: NDArray[np.float64]) -> list[float | None]:

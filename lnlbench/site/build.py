@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import os
 import secrets
@@ -13,6 +11,7 @@ from pathlib import Path
 
 from lnlbench.errors import DataError, UsageError
 from lnlbench.files import make_folder, storage_errors
+from lnlbench.leaderboard.statistics import memory_set_aside
 from lnlbench.site import datasets, methods, overview, runs, suite
 from lnlbench.site.boards import boards_of
 from lnlbench.site.model import Site
@@ -42,7 +41,7 @@ def build(site: Site, out: Path) -> int:
     _check_folder(out)
     make_folder(out.parent)
     stage = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    with storage_errors(out), _few_collections():
+    with storage_errors(out), memory_set_aside():
         try:
             stage.mkdir()
             written = _write(stage, site)
@@ -51,16 +50,6 @@ def build(site: Site, out: Path) -> int:
             shutil.rmtree(stage, ignore_errors=True)
             raise
     return sum(path.endswith(".html") for path in written)
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """Keep the garbage collector away from what lives as long as the site, here and in processes that are forked."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _files(site: Site) -> Iterator[tuple[str, str]]:
