@@ -19,6 +19,8 @@ from lnlbench.formats.canonical import image_data_digest
 from lnlbench.plugins import Registry
 from lnlbench.records import CellSpec, DataFacts, digest
 
+_SAMPLED = 1000
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedData:
@@ -145,6 +147,15 @@ def limited_index(num_train: int, limit: int) -> NDArray[np.int64]:
     bits = hash_index(derive_seed("limit train"), torch.arange(num_train))
     chosen: NDArray[np.int64] = np.sort(torch.argsort(bits)[:limit].numpy())
     return chosen
+
+
+def training_sample(images: ImageData, given_labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], Split]:
+    """Return the positions of up to 1,000 training images, the same for every seed and method, and what is there.
+
+    Right and wrong labels are among them as they come, so that being asked for these images tells a method nothing.
+    """
+    index = limited_index(len(given_labels), min(_SAMPLED, len(given_labels)))
+    return index, Split(_take(images.train_images, index), given_labels[index])
 
 
 def task_info(suite: Suite, task: SuiteTask, dataset: Dataset, limit_train: int | None = None) -> TaskInfo:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lnlbench.contracts.run import Stage
 from lnlbench.engine.checkpoint import Checkpoints, collect_state, restore_state
-from lnlbench.engine.scoring import Answers, PredictionLog, Truth, Verdicts, score_verdicts
+from lnlbench.engine.scoring import TRAINING, Answers, PredictionLog, Truth, Verdicts, memorised_noise, score_verdicts
 from lnlbench.engine.seeding import SETUP, Clock
 from lnlbench.engine.stages import StageCache
 from lnlbench.engine.tracking import Emit, Tracker
@@ -52,8 +52,11 @@ class LiveRun(Tracker):
         predict: Callable[[list[nn.Module]], dict[str, Answers]],
         stages: StageCache,
         emit: Emit,
+        sample: NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(clock, device)
+        self._sample = sample
+        """Positions of the training images that ``predict`` answers to, if it does."""
         self._folder = folder
         self._truth = truth
         self.predictions = predictions
@@ -96,10 +99,13 @@ class LiveRun(Tracker):
             torch.cuda.synchronize(self.device)
         trained = time.monotonic()
         answers = self._predict(self.modules())
+        sampled = answers.pop(TRAINING, None)
         accuracies = self.predictions.add(epoch, answers)
         accuracy = accuracies.pop("")
         evaluated = time.monotonic()
         selection = score_verdicts(self._verdicts, self._truth)
+        if sampled is not None and self._sample is not None:
+            selection |= memorised_noise(sampled.classes, self._sample, self._truth)
         self.last_verdicts, self._verdicts = self._verdicts, []
         seconds = {"train": trained - self._began, "evaluate": evaluated - trained, "harness": 0.0}
         seconds["harness"] = time.monotonic() - evaluated

@@ -23,13 +23,14 @@ from lnlbench.contracts.method import Ensemble, Method
 from lnlbench.contracts.suite import Suite
 from lnlbench.contracts.task import Selection
 from lnlbench.contracts.views import PLAIN, ViewRecipe
-from lnlbench.engine.data import LoadedData, load_cell, task_info
+from lnlbench.engine.data import LoadedData, load_cell, task_info, training_sample
 from lnlbench.engine.device import describe_environment, set_determinism
 from lnlbench.engine.encoders import Encoders, TrainingImages
 from lnlbench.engine.hub import offline_if
 from lnlbench.engine.live import LiveRun, RunDoor, write_arrays
 from lnlbench.engine.realisation import NoiseRealisation, noisy_labels
 from lnlbench.engine.scoring import (
+    TRAINING,
     VALIDATION,
     Answers,
     PredictionLog,
@@ -127,7 +128,10 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
     data, noise, clock, task = opened.data, opened.noise, opened.clock, opened.task
     write_json(folder / "noise.json", noise.facts.model_dump(mode="json"))
     method = build_method(cell.method, registry)
-    tester = Tester(method, data, device, job.data, top5=job.suite.top5)
+    # Where no label is known to be wrong, none can be found in the answers.
+    sample, sampled = training_sample(data.images, noise.given_labels)
+    looked_for = bool((noise.truth.correct[sample] == 0).any())
+    tester = Tester(method, data, device, job.data, sampled if looked_for else None, top5=job.suite.top5)
     stages = StageCache(job.data / "stages", stage_base(cell, data), noise.facts.digest, emit)
     live = LiveRun(
         folder,
@@ -139,6 +143,7 @@ def _train(job: Job, device_name: str, registry: Registry, emit: Emit, keep: Cal
         tester.predict,
         stages,
         emit,
+        sample,
     )
     keep(live)
     emit({"event": "start", "epochs": cell.method.config["epochs"]})
@@ -270,10 +275,17 @@ def stage_base(cell: CellSpec, data: LoadedData) -> dict[str, Any]:
 
 
 class Tester:
-    """Asks a method for its predictions on every test set, and on the dataset's clean validation set."""
+    """Asks a method for its predictions on every test set, on the clean validation set, and on training images."""
 
     def __init__(
-        self, method: Method[Any], data: LoadedData, device: torch.device, root: Path, *, top5: bool = False
+        self,
+        method: Method[Any],
+        data: LoadedData,
+        device: torch.device,
+        root: Path,
+        training: Split | None,
+        *,
+        top5: bool = False,
     ) -> None:
         images = data.images
         sets = {"": Split(images.test_images, images.test_labels), **images.further_tests}
@@ -281,6 +293,8 @@ class Tester:
             sets[VALIDATION] = images.validation
         self.labels = {name: split.labels for name, split in sets.items()}
         """Labels by test set; the main one is named ``""``."""
+        if training is not None:
+            sets[TRAINING] = training
         self._sources = {
             name: open_source(split.images, data.dataset, [PLAIN], device, root) for name, split in sets.items()
         }
@@ -301,7 +315,7 @@ class Tester:
         for each in modules:
             each.eval()
         with torch.no_grad():
-            answers = {name: self._ask(name) for name in self.labels}
+            answers = {name: self._ask(name) for name in self._sources}
         for each, flags in zip(modules, training, strict=True):
             for module, flag in zip(each.modules(), flags, strict=True):
                 module.training = flag

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from lnlbench.records import Scores
 
 FINAL_EPOCHS = 10
+TRAINING = "training"
+"""Under this name the answers to a sample of the training images are handed over; no test set may have it."""
 VALIDATION = "validation"
 """Under this name the accuracy on a dataset's clean validation set is logged; no test set may have it."""
 
@@ -106,6 +108,24 @@ def _score_one(verdict: Verdicts, truth: Truth) -> dict[str, float]:
         if scored.any():
             scores["pseudo_label_accuracy"] = float((verdict.pseudo_labels == truth.true_labels)[scored].mean())
     return scores
+
+
+def memorised_noise(classes: NDArray[np.int64], index: NDArray[np.int64], truth: Truth) -> dict[str, float]:
+    """Score how many wrong labels a method has learnt by heart.
+
+    Args:
+        classes: ``(S,)``, int64: answers to S training images without augmentation.
+        index: ``(S,)``, int64: their positions in the training set.
+        truth: What is known of the labels.
+
+    Returns:
+        ``memorised_noise``, the share of the labels known to be wrong that are answered all the same; nothing if none
+        is known to be wrong.
+    """
+    wrong = truth.correct[index] == 0
+    if not wrong.any():
+        return {}
+    return {"memorised_noise": float((classes == truth.given_labels[index])[wrong].mean())}
 
 
 def _retrieval(name: str, taken: NDArray[np.bool_], wanted: NDArray[np.bool_]) -> dict[str, float]:

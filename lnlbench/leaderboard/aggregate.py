@@ -101,6 +101,9 @@ class Row(BaseModel):
     ood_precision_mean: float | None = _percent("Share of the samples taken for out of distribution that are so")
     ood_recall_mean: float | None = _percent("Share of the samples out of distribution that were taken for such")
     pseudo_label_accuracy_mean: float | None = _percent("Share of the labels that the method put itself that are true")
+    memorised_noise_mean: float | None = _percent(
+        "Memorised noise: share of the wrong labels that the method answers, of up to 1,000 training images"
+    )
     edition: str = Field(
         description="'canonical', the name of the registered data edition, or 'own' for data that nobody published."
     )
@@ -287,6 +290,7 @@ def _row(key: str, group: Sequence[RunRecord], test_set: str, tuned: bool, trust
         ood_precision_mean=selection("ood_precision"),
         ood_recall_mean=selection("ood_recall"),
         pseudo_label_accuracy_mean=selection("pseudo_label_accuracy"),
+        memorised_noise_mean=selection("memorised_noise"),
         edition=spec.edition,
         data_digest=data.digest[:12],
         noise_variant=spec.noise.variant,

@@ -35,6 +35,7 @@ SELECTION = {
     "clean_recall": "Clean-selection recall",
     "clean_auc": "Clean-selection AUC",
     "pseudo_label_accuracy": "Pseudo-label accuracy",
+    "memorised_noise": "Memorised noise",
     "id_noise_precision": "In-distribution noise, precision",
     "id_noise_recall": "In-distribution noise, recall",
     "ood_precision": "Out-of-distribution, precision",
@@ -61,8 +62,6 @@ TRUST = {
 
 _KINDS = ("accuracies", "selection", "logged")
 """Kinds of what is known after an epoch."""
-_MEMORISED = "memori"
-"""Logged metrics with this in their names say how much of the noise the networks know by heart."""
 _SHOWN_EPOCHS = 12
 """Rows of a run's table; its files have all epochs."""
 _SHOWN_CLASSES = 20
@@ -97,19 +96,14 @@ class Quantity:
     label: str
     """A heading."""
     kind: str
-    """One of ``accuracies``, ``selection`` and ``logged``: where it is."""
+    """``accuracies`` or ``selection``: where it is."""
     key: str
     """Its name there."""
 
-    @property
-    def unit(self) -> str:
-        """The unit it is shown in; empty for what a method logs, which is shown as it is."""
-        return "" if self.kind == "logged" else "%"
-
     def values(self, epochs: Sequence[Epoch]) -> list[float | None]:
-        """Return it after each epoch as it is shown; ``None`` where there is none."""
+        """Return it after each epoch, in percent; ``None`` where there is none."""
         found = [getattr(epoch, self.kind).get(self.key) for epoch in epochs]
-        return found if self.kind == "logged" else [None if value is None else 100 * value for value in found]
+        return [None if value is None else 100 * value for value in found]
 
 
 @dataclass(frozen=True)
@@ -314,8 +308,7 @@ def _quantities(row: Row, runs: Sequence[Logged]) -> list[Quantity]:
     own = row.task if row.task in tests[1:] else MAIN
     accuracies = {own: "Test accuracy", f"{own}.top5" if own else "top5": "Top-5 test accuracy"}
     accuracies["validation"] = "Accuracy on clean validation data"
-    memorised = {name: f"Memorised noise: {name}" for name in sorted(known["logged"]) if _MEMORISED in name.lower()}
-    labels = {"accuracies": accuracies, "selection": SELECTION, "logged": memorised}
+    labels = {"accuracies": accuracies, "selection": SELECTION}
     return [
         Quantity(label, kind, key) for kind, held in labels.items() for key, label in held.items() if key in known[kind]
     ]
@@ -340,7 +333,7 @@ def _figures(runs: Sequence[Logged], quantities: Sequence[Quantity], columns: _C
             f"{quantity.label} by the number of epochs trained. At the end, {ends}. The tables of the runs have the "
             "numbers.",
             "epochs trained",
-            f"{quantity.label}{f', {quantity.unit}' if quantity.unit else ''}",
+            f"{quantity.label}, %",
             [Series(name, points) for name, points in curves.items()],
             count=max(len(each.epochs) for each in runs if each.name in curves),
             id_prefix=f"curve-{number + 1}",
@@ -355,8 +348,7 @@ def _table(columns: Sequence[Sequence[float | None]], quantities: Sequence[Quant
     count = min(last, _SHOWN_EPOCHS)
     shown = sorted({round(1 + place * (last - 1) / max(count - 1, 1)) for place in range(count)})
     texts = [
-        [_two(column[number - 1], places=2 if quantity.unit else 4) for number in shown]
-        for column, quantity in zip(columns, quantities, strict=True)
+        [_two(column[number - 1]) for number in shown] for column, quantity in zip(columns, quantities, strict=True)
     ]
     rows = [
         f'<tr><th scope="row" class="n">{number}</th><td class="n">{row}</td></tr>\n'

@@ -26,7 +26,7 @@ from lnlbench.contracts.method import Ensemble, Method, MethodConfig, MethodEntr
 from lnlbench.contracts.noise import GeneratedLabels, NoiseEntry
 from lnlbench.contracts.suite import Suite
 from lnlbench.contracts.task import Selection, TaskInfo
-from lnlbench.engine.data import find_dataset, load_data
+from lnlbench.engine.data import find_dataset, limited_index, load_data
 from lnlbench.engine.hub import OFFLINE_VARIABLE
 from lnlbench.engine.realisation import labels_digest, noisy_labels
 from lnlbench.engine.runner import build_method, run_cell
@@ -135,6 +135,9 @@ class Odd(Method[OddConfig]):
                 return logits.repeat(1, 2)
             case "flat predictions":
                 return logits.argmax(1)
+            case "threes":
+                SEEN.setdefault("asked", []).append(len(images))
+                return torch.nn.functional.one_hot(torch.full((len(images),), 3), logits.shape[1]).float()
             case "nan predictions":
                 return logits * float("nan")
             case "ensemble":
@@ -163,8 +166,6 @@ def blind_noise(
 ) -> GeneratedLabels:
     """Given labels that owe nothing to the true ones, but are right for most digits."""
     digits = Digits().load(None)  # type: ignore[arg-type]
-    from lnlbench.engine.data import limited_index
-
     labels = digits.train_labels[limited_index(len(digits.train_labels), len(true_labels))].copy()
     labels[:: round(1 / rate)] = 0
     return GeneratedLabels(labels, np.eye(num_classes))
@@ -278,6 +279,25 @@ def test_open_set_verdicts_are_scored_against_the_truth(
     assert record.selection["id_noise_precision"] == pytest.approx(wrong[third == 2].mean(), abs=1e-5)
     assert record.selection["id_noise_recall"] == pytest.approx((third == 2)[wrong].mean(), abs=1e-5)
     assert record.selection["clean_precision"] == pytest.approx((~wrong & ~outside)[third == 0].mean(), abs=1e-5)
+
+
+def test_memorised_noise_is_found_in_what_a_method_answers(
+    run_odd: Callable[..., Path], registry: Registry, store: LocalDataStore
+) -> None:
+    folder = run_odd("threes", limit_train=1200)
+    record = record_of(folder)
+    with np.load(folder / "samples.npz") as samples:
+        given = samples["given_labels"]
+    true = load_data(find_dataset(registry, "digits"), store, 1200).images.train_labels
+    sample = limited_index(1200, 1000)
+    wrong = (given != true)[sample]
+    share = (given[sample][wrong] == 3).mean()
+    assert 0 < share < 1
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["selection"] for row in rows] == [{"memorised_noise": pytest.approx(share, abs=1e-5)}] * 3
+    assert record.selection == {"memorised_noise": pytest.approx(share, abs=1e-5)}
+    # After each epoch: the test images, then images with right and wrong labels alike.
+    assert SEEN["asked"] == [360, 1000] * 3
 
 
 def test_each_network_of_an_ensemble_is_logged_beside_the_answer(run_odd: Callable[..., Path]) -> None:

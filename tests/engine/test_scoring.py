@@ -16,6 +16,7 @@ from lnlbench.engine.scoring import (
     Verdicts,
     best_validation_epoch,
     mean_selection,
+    memorised_noise,
     score_run,
     score_verdicts,
 )
@@ -50,6 +51,15 @@ def pairwise_auc(is_clean: NDArray[np.bool_], probs: NDArray[np.float64]) -> flo
         for wrong in probs[~is_clean]
     ]
     return float(np.mean(pairs))
+
+
+def test_memorised_noise_is_the_share_of_wrong_labels_that_are_answered() -> None:
+    true, given = np.array([0, 1, 2, 0, 1, -1, 3]), np.array([0, 2, 2, 1, 0, 1, 1])
+    truth = Truth.of(true, given, num_classes=3)
+    index = np.array([0, 1, 3, 5, 6])
+    # Wrong are 1, 3 and 6, the last one for being of no class; of 5 nobody knows. Answered are the labels of 1 and 6.
+    assert memorised_noise(np.array([0, 2, 0, 1, 1]), index, truth) == {"memorised_noise": pytest.approx(2 / 3)}
+    assert memorised_noise(np.array([0, 1]), np.array([0, 5]), truth) == {}
 
 
 def test_auc_by_hand() -> None:

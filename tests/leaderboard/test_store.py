@@ -180,7 +180,7 @@ def test_unknown_suites_and_empty_boards(run: Run, board: Path) -> None:
         (b"a,b\n1\n", "row 2 has 1 cells, not 2"),
         (b'a\n"b', "not a CSV file"),
         (b"\xff\n", "not a CSV file"),
-        (b"suite\nx\n", "in 'suite_version', the first of 69 columns"),
+        (b"suite\nx\n", "in 'suite_version', the first of 70 columns"),
     ],
 )
 def test_broken_csv_files_are_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:

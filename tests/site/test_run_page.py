@@ -195,18 +195,20 @@ class TestCurves:
                 number += 1
         assert number == len(lines)
 
-    def test_memorised_noise_has_a_curve_where_it_is_logged(self, page_of: Any) -> None:
+    def test_memorised_noise_has_a_curve_where_it_is_known(self, page_of: Any) -> None:
         def memorise(folder: Path) -> None:
             metrics = folder / "metrics.jsonl"
             lines = [json.loads(line) for line in metrics.read_text().splitlines()]
             for line in lines:
-                line["logged"] |= {"memorised_noise": line["epoch"] / 100, "<b>memorised": 1.0}
+                line["selection"] |= {"memorised_noise": line["epoch"] / 100}
             metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+            result = json.loads((folder / "result.json").read_text())
+            result["selection"] |= {"memorised_noise": sum(line["epoch"] / 100 for line in lines[-10:]) / 10}
+            (folder / "result.json").write_text(json.dumps(result))
 
         page, _ = page_of({}, change=memorise)
-        titles = page.locator(".plot > title").all_text_contents()
-        assert titles[:6] == [*CURVES, "Memorised noise: <b>memorised", "Memorised noise: memorised_noise"]
-        assert rows_of(page, "Numbers by epoch: seed 1")[-1][-1] == "0.1100"
+        assert page.locator(".plot > title").all_text_contents()[:5] == [*CURVES, "Memorised noise"]
+        assert rows_of(page, "Numbers by epoch: seed 1")[-1][-1] == "11.00"
 
     def test_runs_of_one_seed_are_told_apart(self, page_of: Any) -> None:
         page, _ = page_of({"seed": 1, "noise_seed": 5}, {"seed": 1, "noise_seed": 6}, {"seed": 1})
