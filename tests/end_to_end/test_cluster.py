@@ -27,6 +27,8 @@ WHAT = ("--method", "ce", "--suite", "digits-sym", "--task", "0.40", "--device",
 TINY = ("--epochs", "20", "--limit-train", "200")
 
 pytestmark = [
+    # It waits for daemons and timers of Slurm: more than a minute on an idle machine.
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="daemons of Slurm are started by root"),
     pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="needs the packages slurm-wlm and munge"),
 ]
