@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lnlbench.contracts.dataset import Dataset, DataStore, ImageData, ImageFiles, Split
 from lnlbench.contracts.suite import Suite, SuiteTask
 from lnlbench.contracts.task import TaskInfo
+from lnlbench.engine.scoring import TRAINING, VALIDATION
 from lnlbench.engine.seeding import derive_seed, hash_index
 from lnlbench.errors import DataError, PluginError
 from lnlbench.formats.canonical import image_data_digest
@@ -219,6 +220,8 @@ def _check_contract(dataset: Dataset, data: ImageData, test_sets: tuple[str, ...
         found = "true labels of samples of which it says that nobody knows whether their given label is right"
     if given is not None and given.size and not 0 <= given.min() <= given.max() < dataset.num_classes:
         found = f"given labels from {given.min()} to {given.max()} for {dataset.num_classes} classes"
+    if reserved := [name for name in (TRAINING, VALIDATION) if name in data.further_tests]:
+        found = f"a test set {reserved[0]!r}, which is what lnlbench calls something else"
     if missing := [name for name in test_sets[1:] if name not in data.further_tests]:
         found = f"no test set {missing[0]!r}"
     if found:

@@ -46,9 +46,8 @@ class Toy(Dataset):
 
         train = np.arange(40, dtype=np.int64) % 5
         test = np.arange(10, dtype=np.int64) % 5
-        return ImageData(
-            images(40), train, images(10), test, further_tests={"other": Split(images(5), test[:5])}, **self.more()
-        )
+        more = {"further_tests": {"other": Split(images(5), test[:5])}} | self.more()
+        return ImageData(images(40), train, images(10), test, **more)
 
     def more(self) -> dict[str, Any]:
         return {}
@@ -100,6 +99,13 @@ def test_a_limit_cuts_everything_that_belongs_to_a_training_sample(store: LocalD
         ({"correct": np.zeros(2, dtype=np.int8)}, r"correct of shape \(2,\)"),
         ({"correct": np.full(40, -1, dtype=np.int8)}, "true labels of samples of which it says that nobody knows"),
         ({"validation": Split(np.zeros((2, 2, 2, 1), dtype=np.uint8), np.zeros(3, dtype=np.int64))}, "2 validation"),
+        *(
+            (
+                {"further_tests": {name: Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))}},
+                f"a test set {name!r}",
+            )
+            for name in ("training", "validation")
+        ),
     ],
 )
 def test_a_dataset_that_breaks_its_contract_is_named(changes: Any, said: str, store: LocalDataStore) -> None:
