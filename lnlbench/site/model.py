@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,13 @@ from lnlbench.leaderboard.reported import PAPERS, Reported, ReportedRow, read_re
 from lnlbench.leaderboard.store import bundles_of, read_rows, suites_of
 from lnlbench.plugins import Registered, Registry
 from lnlbench.records import CellSpec, RunRecord, canonical_json, digest, safe_name
+from lnlbench.site.workers import workers
 
 MEASURED, REPORTED = "measured", "reported"
 """Folders of the leaderboards."""
 
+_CHUNK = 250
+"""Bundles that are read together."""
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._+-]{0,99}")
 
 
@@ -245,22 +248,33 @@ def _no_collections() -> Iterator[None]:
     try:
         yield
     finally:
+        # Else it would begin by looking at everything. Writing the pages ends that.
+        gc.freeze()
         if enabled:
             gc.enable()
 
 
 @_no_collections()
 def _read_runs(board: Path, rows: Mapping[str, tuple[Row, ...]]) -> dict[RowKey, tuple[Run, ...]]:
+    folders = {suite: bundles_of(board, suite) for suite in suites_of(board)}
+    chunks = [each[at : at + _CHUNK] for each in folders.values() for at in range(0, len(each), _CHUNK)]
     runs: dict[RowKey, list[Run]] = {}
-    for suite in suites_of(board):
-        for folder in bundles_of(board, suite):
-            run = Run(bundle.read(folder, confusion=False), folder)
-            spec = run.record.spec
-            key = protocol_digest(run.record)[:8]
-            for task in spec.test_sets or (spec.task,):
-                runs.setdefault((suite, task, key), []).append(run)
+    with workers(sum(map(len, folders.values()))) as pool:
+        read = map(_read_chunk, chunks) if pool is None else pool.map(_read_chunk, chunks)
+        for chunk, found in zip(chunks, read, strict=True):
+            for folder, (record, key) in zip(chunk, found, strict=True):
+                spec = record.spec
+                for task in spec.test_sets or (spec.task,):
+                    runs.setdefault((spec.suite, task, key), []).append(Run(record, folder))
+    for suite in folders:
         _check_runs(board, suite, rows.get(suite, ()), runs)
     return {key: tuple(sorted(each, key=_order)) for key, each in runs.items()}
+
+
+def _read_chunk(folders: Sequence[Path]) -> list[tuple[RunRecord, str]]:
+    """Read the records of bundles, each with its protocol key."""
+    records = [bundle.read(folder, confusion=False) for folder in folders]
+    return [(record, protocol_digest(record)[:8]) for record in records]
 
 
 def _order(run: Run) -> tuple[int, int, str]:

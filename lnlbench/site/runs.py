@@ -7,12 +7,8 @@ import csv
 import io
 import itertools
 import json
-import multiprocessing
-import os
 import shlex
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +25,7 @@ from lnlbench.site.model import Run, Site
 from lnlbench.site.output import write
 from lnlbench.site.plots import Series, lines, matrix
 from lnlbench.site.render import render
+from lnlbench.site.workers import workers
 
 SELECTION = {
     "clean_precision": "Clean-selection precision",
@@ -72,9 +69,6 @@ _LABELS = "data/noise/"
 
 _CHUNK = 50
 """Rows that are treated together; their given labels are read and drawn once."""
-_MANY_RUNS = 1000
-"""From so many runs on it pays to have several processes."""
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -183,21 +177,12 @@ def writing(site: Site, folder: Path) -> Iterator[Iterator[str]]:
     Raises:
         DataError: A bundle is damaged.
     """
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _MOST_WORKERS)
-    if workers == 1 or sum(map(len, site.runs.values())) < _MANY_RUNS:
-        yield write(folder, pages(site))
-        return
-    # Forked processes have the site already; handing it over would take longer than the pages.
-    context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings():
-        # Libraries that compute keep threads of their own, which the children neither have nor need.
-        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-        pool = ProcessPoolExecutor(workers, context, _inherit, (site, folder))
-        made = pool.map(_write_inherited, _chunks(site))
-    try:
-        yield _once(itertools.chain.from_iterable(made))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    count = sum(map(len, site.runs.values()))
+    with workers(count, _inherit, site, folder) as pool:
+        if pool is None:
+            yield write(folder, pages(site))
+        else:
+            yield _once(itertools.chain.from_iterable(pool.map(_write_inherited, _chunks(site))))
 
 
 def _once(paths: Iterable[str]) -> Iterator[str]:

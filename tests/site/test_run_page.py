@@ -9,17 +9,19 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lnlbench.errors import DataError
 from lnlbench.leaderboard.aggregate import Row, scores_on
 from lnlbench.leaderboard.store import score
 from lnlbench.plugins import Registry
 from lnlbench.records import DataFacts, NoiseFacts
-from lnlbench.site import runs
+from lnlbench.site import model, runs, workers
 from lnlbench.site.model import Site, read_site
 
 CURVES = ["Test accuracy", "Clean-selection precision", "Clean-selection recall", "Clean-selection AUC"]
@@ -341,10 +343,31 @@ def test_without_bundles_the_page_has_what_the_row_says(leaderboards: Path, regi
 
 def test_several_processes_write_the_same_files(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = dict(runs.pages(site))
-    monkeypatch.setattr(runs, "_MANY_RUNS", 1)
+    monkeypatch.setattr(workers, "MANY_RUNS", 1)
     monkeypatch.setattr(runs, "_CHUNK", 3)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with runs.writing(site, tmp_path) as written:
         paths = list(written)
     assert sorted(paths) == sorted(alone)
     assert {path: (tmp_path / path).read_bytes().decode() for path in paths} == alone
+
+
+def test_several_processes_read_the_same_runs(
+    leaderboards: Path, registry: Registry, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MANY_RUNS", 1)
+    monkeypatch.setattr(model, "_CHUNK", 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert read_site(leaderboards, registry).runs == site.runs
+
+
+def test_damage_that_another_process_finds_is_told(
+    leaderboards: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "MANY_RUNS", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    shutil.copytree(leaderboards / "measured", tmp_path / "measured")
+    record = next((tmp_path / "measured" / "bundles").rglob("run.json"))
+    record.write_bytes(record.read_bytes().replace(b"finished", b"finishes"))
+    with pytest.raises(DataError, match=r"its content is not what manifest\.json says"):
+        read_site(tmp_path, registry)
