@@ -119,10 +119,11 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE
         """What Slurm knows of a job."""
         return dict(word.split("=", 1) for word in self.do("scontrol", "show", "job", job).split() if "=" in word)
 
-    def start_now(self, job: str) -> None:
+    def start_soon(self, job: str) -> None:
         """Spare a requeued job the two minutes that Slurm has it wait."""
         wait_until(lambda: self.facts(job)["JobState"] == "PENDING", lambda: self.facts(job))
-        self.do("scontrol", "update", f"jobid={job}", "StartTime=now")
+        # The node refuses a job that starts in the second in which its first life was ended.
+        self.do("scontrol", "update", f"jobid={job}", "StartTime=now+3")
 
     def left_over(self) -> list[psutil.Process]:
         """Processes of the cluster: its daemons, and jobs with all they started."""
@@ -182,7 +183,8 @@ def test_an_array_that_is_interrupted_ends_as_if_it_had_not_been(
         return sum(len(log.read_text().splitlines()) for log in cells.glob(f"seed{seed}-*/metrics.jsonl"))
 
     def said() -> str:
-        return "\n".join(f"{log.name}: {log.read_text()}" for log in workplace.glob("lnlbench-*.log"))
+        logs = [f"{log.name}: {log.read_text()}" for log in workplace.glob("lnlbench-*.log")]
+        return "\n".join([*logs, cluster.logs(), cluster.do("scontrol", "show", "job")])
 
     array = cluster.submit("--array=1-2", SCRIPTS / "array.sbatch", *WHAT, *TINY)
     first, second = f"{array}_1", f"{array}_2"
@@ -196,7 +198,7 @@ def test_an_array_that_is_interrupted_ends_as_if_it_had_not_been(
         return not interruptions
 
     wait_until(interrupted, said)
-    cluster.start_now(first)
+    cluster.start_soon(first)
     wait_until(lambda: cluster.facts(second)["JobState"] == "CANCELLED", said)
     again = cluster.submit("--array=2", SCRIPTS / "array.sbatch", *WHAT, *TINY)
     collect = cluster.submit(f"--dependency=afterany:{array}:{again}", SCRIPTS / "collect.sbatch")
