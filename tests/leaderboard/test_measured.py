@@ -69,3 +69,32 @@ def test_the_readme_shows_the_board() -> None:
             assert tuple(map(float, found.groups()[2:])) == printed, line
             shown.add((task, found[2]))
     assert shown == set(rows)
+
+
+@pytest.mark.parametrize("plugin", sorted(PLUGINS))
+def test_the_readme_of_a_method_shows_the_board(plugin: str) -> None:
+    compared = 0
+    places: list[tuple[str, str]] = []
+    for line in (ROOT / "plugins" / plugin / "README.md").read_text().splitlines():
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            places = []
+        elif named := re.search("`(digits-[a-z-]+)`", line):
+            # A suite is named with its first level, or before all of them. Other tables are not about scores alone.
+            suite, places = named[1], []
+            for cell in cells:
+                suite = found[1] if (found := re.search("`(digits-[a-z-]+)`", cell)) else suite
+                if level := re.fullmatch(r"(?:`.*`)? ?(?:(sym|asym)[ @])?(\d\d)", cell):
+                    places.append((suite, f"{level[1]}@0.{level[2]}" if level[1] else f"0.{level[2]}"))
+        elif places and (row := re.fullmatch(r"\**(ours|`\w+`), (last|best)\**", first)):
+            method = plugin if row[1] == "ours" else row[1].strip("`")
+            for (suite, task), cell in zip(places, cells, strict=True):
+                (of,) = (
+                    each
+                    for each in read_rows(BOARD / f"{suite}.csv")
+                    if (each.method, each.task, each.protocol) == (method, task, "preset")
+                )
+                held = f"{of.last10_mean:.2f} ± {of.last10_std:.2f}" if row[2] == "last" else f"{of.best_mean:.2f}"
+                assert cell == held, (suite, task, first)
+                compared += 1
+    assert compared >= 6
