@@ -42,6 +42,7 @@ MAIN = ""
 """Stands for the main test set, whose arrays and accuracies are filed without a prefix."""
 
 _VALIDATION = "validation"
+_NUMBERS = (int, float)
 _MESSAGE_LIMIT = 500
 
 
@@ -455,5 +456,5 @@ def _shown(value: float | None) -> str:
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
-    # By comparison, which unlike math.isfinite copes with integers too large for a float.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 <= value <= 1e300
+    # By comparison, which unlike math.isfinite copes with integers too large for a float. JSON has no other numbers.
+    return type(value) in _NUMBERS and -1e300 <= value <= 1e300  # type: ignore[operator]

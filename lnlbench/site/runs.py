@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -222,7 +222,8 @@ def _pages(site: Site, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 def _page(site: Site, row: Row, dataset: str, seen: _Seen) -> Iterator[tuple[str, str]]:
     path = site.row_url(row)
     runs = _logged(row, site.runs_of(row))
-    quantities = _quantities(row, runs)
+    known = {kind: set().union(*(getattr(epoch, kind) for each in runs for epoch in each.epochs)) for kind in _KINDS}
+    quantities = _quantities(row, runs, known)
     columns = {each.name: [quantity.values(each.epochs) for quantity in quantities] for each in runs}
     records = [each.run.record for each in runs]
     noises = _noises(runs)
@@ -256,7 +257,7 @@ def _page(site: Site, row: Row, dataset: str, seen: _Seen) -> Iterator[tuple[str
         ),
     )
     if stem:
-        yield from _epoch_files(stem, runs)
+        yield from _epoch_files(stem, runs, known)
     for key in drawn:
         yield from _confusion_files(seen[key])
 
@@ -286,9 +287,12 @@ def _names(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _quantities(row: Row, runs: Sequence[Logged]) -> list[Quantity]:
+_Known = Mapping[str, Set[str]]
+"""Names of what is known in any epoch of any run of a row, by kind."""
+
+
+def _quantities(row: Row, runs: Sequence[Logged], known: _Known) -> list[Quantity]:
     """Return what has a curve: whatever is known in any epoch."""
-    known = {kind: set().union(*(getattr(epoch, kind) for each in runs for epoch in each.epochs)) for kind in _KINDS}
     tests = next((each.run.record.spec.test_sets for each in runs), ())
     own = row.task if row.task in tests[1:] else MAIN
     accuracies = {own: "Test accuracy", f"{own}.top5" if own else "top5": "Top-5 test accuracy"}
@@ -471,12 +475,9 @@ def _confusion_files(given: GivenLabels) -> Iterator[tuple[str, str]]:
     yield f"{given.stem}.json", json.dumps(facts) + "\n"
 
 
-def _epoch_files(stem: str, runs: Sequence[Logged]) -> Iterator[tuple[str, str]]:
+def _epoch_files(stem: str, runs: Sequence[Logged], known: _Known) -> Iterator[tuple[str, str]]:
     """Yield all that was measured after each epoch of each run; fractions, epochs counted from 0."""
-    keys: dict[tuple[str, str], str] = {}
-    for kind in _KINDS:
-        for key in set().union(*(getattr(epoch, kind) for each in runs for epoch in each.epochs)):
-            keys[kind, key] = _column(kind, key)
+    keys = {(kind, key): _column(kind, key) for kind, names in known.items() for key in names}
     # The test accuracy first, then by kind and name.
     columns = sorted(keys)
     header = ["seed", "cell", "epoch", *(guard(keys[each]) for each in columns)]

@@ -131,6 +131,7 @@ def test_dividemix_ours(benchmark: BenchmarkFixture, task: DeviceTask, synchroni
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
+@pytest.mark.slow  # `tox -e bench` has it
 @pytest.mark.benchmark(group="c: one DivideMix iteration, data included")
 def test_dividemix_usual(
     benchmark: BenchmarkFixture,
