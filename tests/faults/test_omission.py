@@ -166,7 +166,15 @@ def _save_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_PACE", 0.0)
 
 
-@pytest.mark.parametrize("omit", ["", "net1", "net2", "optimizer1", "optimizer2", "history1", "history2"])
+# What belongs to the second network is like what belongs to the first.
+@pytest.mark.parametrize(
+    "omit",
+    [
+        "",
+        *("net1", "optimizer1", "history1"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("net2", "optimizer2", "history2")),
+    ],
+)
 def test_each_item_of_dividemix_matters(lab: Lab, essence: Essence, tmp_path: Path, omit: str) -> None:
     options = {"omit": omit, "warmup_epochs": 1, "loss_average_epochs": 3, "lambda_u": 25, "rampup_epochs": 2}
     equal = compare(lab.with_method("forgetful", ForgetfulDivideMix), essence, "forgetful", 6, options, tmp_path)

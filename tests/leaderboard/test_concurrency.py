@@ -42,11 +42,11 @@ def test_two_scorers_lose_no_row(thousand: list[list[Path]], board: Path) -> Non
             assert added.outcome == "added"
 
     # Both write to the same rows: each has half of the seeds of both methods.
-    shares = [[folder for method in thousand[:2] for folder in method[start:100:2]] for start in (0, 1)]
+    shares = [[folder for method in thousand[:2] for folder in method[start:60:2]] for start in (0, 1)]
     children = [fork(lambda share=share: score_all(share)) for share in shares]  # type: ignore[misc]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     csv = board / "digits-sym.csv"
-    assert [(row.method, row.n) for row in store.read_rows(csv)] == [("alpha", 100), ("beta", 100)]
+    assert [(row.method, row.n) for row in store.read_rows(csv)] == [("alpha", 60), ("beta", 60)]
     before = csv.read_bytes()
     store.rebuild(board, verify=True)
     assert csv.read_bytes() == before
